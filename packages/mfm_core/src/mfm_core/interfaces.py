@@ -1,0 +1,143 @@
+"""What the rooms of the project hand to each other: grids, batches, outputs, and the protocols behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, ...]
+"""Tokens along each axis, slowest first: (h, w) for images, (t, h, w) for clips."""
+
+
+class SampleKey(NamedTuple):
+    """Asks a data set for one sample. All of a sample's randomness follows from the run's seed and this key."""
+
+    epoch: int
+    index: int
+    replacement: int = 0
+    """How many unreadable files this request has already been moved on from."""
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be used, and why, in one line."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Sample:
+    """One image or clip as a data set returns it: one or several views (`AUG.NUM_SAMPLE`) of one file."""
+
+    index: int
+    views: list[Tensor]
+    """Each (C, *size) float32, normalised."""
+    label: int = -1
+    masks: list[Tensor] = field(default_factory=list)
+    """Per view (*grid) bool, True = hidden; empty where masks are not made in the loader."""
+    bad: list[BadFile] = field(default_factory=list)
+    """Files met on the way that could not be read."""
+
+
+@dataclass
+class Batch:
+    """What one forward pass sees.
+
+    inputs: (B, C, *size) float32. labels: (B,) int64, or (B, classes) float32 after Mixup. mask: (B, *grid) bool,
+    True = hidden, or None. index: (B,) int64 position in the data set, to name the files of a batch.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mask: Tensor | None
+    index: Tensor
+    bad: list[BadFile] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """This batch with its tensors on `device`; copies from pinned memory overlap with computation."""
+        move = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **move)
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader (`DATA_LOADER.PIN_MEMORY`)."""
+        return replace(self, **{k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+    def split(self, parts: int) -> list[Batch]:
+        """Cuts the batch into `parts` micro-batches of equal size, in order (gradient accumulation)."""
+        if parts == 1:
+            return [self]
+        chunks = {k: v.chunk(parts) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        bad = [self.bad] + [[]] * (parts - 1)
+        return [
+            replace(self, bad=bad[i], **{k: v[i] for k, v in chunks.items()}) for i in range(len(chunks["inputs"]))
+        ]
+
+
+@dataclass
+class PretrainOutput:
+    """What every pre-training method returns.
+
+    loss: scalar, the mean over what the loss counts. prediction and target: (B, L, D), tokens row-major over the
+    grid. mask: (B, L) bool, True = hidden. metrics: scalars to log, detached.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    target: Tensor
+    mask: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Backbone(Protocol):
+    """What MaskFeat and MAE may ask of an encoder; ViT, MViTv2 and the space-time ViT offer it."""
+
+    grid: Grid
+    patch_stride: tuple[int, ...]
+    embed_dim: int
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C, *size) to patch tokens (B, L, D) without positions or class token."""
+
+    def encode(self, tokens: Tensor, depths: Sequence[int]) -> list[Tensor]:
+        """Adds class token and positions, runs the blocks; the outputs of the blocks in `depths`, class token kept."""
+
+
+class MaskGenerator(Protocol):
+    """Draws one mask over a grid; the same generator state gives the same mask."""
+
+    grid: Grid
+
+    def __call__(self, generator: torch.Generator) -> Tensor:
+        """(*grid) bool, True = hidden."""
+
+
+class Target(Protocol):
+    """Maps images to what is predicted. No learned state, no gradient."""
+
+    dim: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, *size) to (B, L, dim) float32."""
+
+
+class Task(Protocol):
+    """What the training loop trains: a model with a loss. Pre-training, fine-tuning and probing differ only here."""
+
+    model: nn.Module
+
+    def weight(self, batch: Batch) -> Tensor:
+        """How many terms the loss of this batch averages over (masked tokens, images), a scalar float tensor."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over those terms, and detached scalars to log."""
+
+    def evaluate(self, model: nn.Module, epoch: int) -> dict[str, float]:
+        """Numbers for the epoch's log line."""

@@ -1,0 +1,1 @@
+"""Video: the room is laid out; its backbones, decoding and tasks are not built yet."""
