@@ -1,0 +1,317 @@
+"""Every configuration key with its default and what it does.
+
+Names and defaults are PySlowFast's wherever PySlowFast has the key (Fan et al., `slowfast/config/defaults.py`);
+keys of ours follow the same style and are marked "ours". `load.py` reads files into this tree, `validate.py` says
+which keys cannot act in a run, `plan.py` derives what follows from them.
+"""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as CN
+
+_C = CN()
+
+# pretrain | finetune; PySlowFast's ssl and ssl_eval mean the same. "" lets MODEL.MODEL_NAME decide.
+_C.TASK = ""
+# Everything a run writes goes under this folder.
+_C.OUTPUT_DIR = "."
+# Seeds weights, order, augmentation, masks and drop path.
+_C.RNG_SEED = 1
+# Processes on this machine, one GPU each. Without GPUs one process runs, unless DEVICE is cpu.
+_C.NUM_GPUS = 1
+# Machines.
+_C.NUM_SHARDS = 1
+# Logging steps are this many optimizer steps apart.
+_C.LOG_PERIOD = 10
+# Log the table of `--dry-run` when training starts.
+_C.LOG_MODEL_INFO = True
+# ours: auto | cpu | cuda. With cpu, NUM_GPUS counts processes.
+_C.DEVICE = "auto"
+
+# ---------------------------------------------------------------- data
+_C.DATA = CN()
+# Image folders: holds train/<class>/ and val/<class>/.
+_C.DATA.PATH_TO_DATA_DIR = ""
+# Normalisation of RGB values in [0, 1].
+_C.DATA.MEAN = [0.45, 0.45, 0.45]
+_C.DATA.STD = [0.225, 0.225, 0.225]
+# Channels of each input pathway; one pathway of 3.
+_C.DATA.INPUT_CHANNEL_NUM = [3, 3]
+# Side of the square training crop and evaluation crop, pixels.
+_C.DATA.TRAIN_CROP_SIZE = 224
+_C.DATA.TEST_CROP_SIZE = 256
+# Evaluation resizes the short side to crop / ratio before the centre crop.
+_C.DATA.IN_VAL_CROP_RATIO = 0.875
+# Random resized crop: range of area, and of aspect ratio. [] is timm's [0.08, 1] and [3/4, 4/3].
+_C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
+_C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = []
+# Flip half of the training images.
+_C.DATA.RANDOM_FLIP = True
+# ours: share of each class's training labels used, for fine-tuning with few labels.
+_C.DATA.LABEL_FRACTION = 1.0
+# ours: a run stops when more than this share of the training files met so far could not be read.
+_C.DATA.MAX_BAD_SHARE = 0.01
+# Video: frames per clip, their spacing, decoding and sampling.
+_C.DATA.NUM_FRAMES = 8
+_C.DATA.SAMPLING_RATE = 8
+_C.DATA.DECODING_BACKEND = "torchvision"
+_C.DATA.DECODING_SHORT_SIZE = 256
+_C.DATA.TRAIN_JITTER_SCALES = [256, 320]
+_C.DATA.TRAIN_CROP_NUM_TEMPORAL = 1
+_C.DATA.USE_OFFSET_SAMPLING = False
+
+_C.DATA_LOADER = CN()
+# Loader processes per rank.
+_C.DATA_LOADER.NUM_WORKERS = 8
+_C.DATA_LOADER.PIN_MEMORY = True
+
+# ---------------------------------------------------------------- augmentation
+_C.AUG = CN()
+# Switches on colour jitter, RandAugment and erasing; crop and flip stay on without it.
+_C.AUG.ENABLE = False
+# Views of each file in a batch, decoded once (repeated augmentation, Hoffer et al. 2020).
+_C.AUG.NUM_SAMPLE = 1
+# Strength of brightness, contrast and saturation jitter; None is off. RandAugment replaces it.
+_C.AUG.COLOR_JITTER = 0.4
+# RandAugment policy in timm's notation; "" is off.
+_C.AUG.AA_TYPE = "rand-m9-mstd0.5-inc1"
+_C.AUG.INTERPOLATION = "bicubic"
+# Random erasing: probability, fill (pixel | rand | const), rectangles, and whether the first view stays whole.
+_C.AUG.RE_PROB = 0.25
+_C.AUG.RE_MODE = "pixel"
+_C.AUG.RE_COUNT = 1
+_C.AUG.RE_SPLIT = False
+# PySlowFast's switch; masks are always made in the loader here.
+_C.AUG.GEN_MASK_LOADER = False
+# Share of the tokens that are hidden.
+_C.AUG.MASK_RATIO = 0.0
+# Largest block, in tokens; None is no bound.
+_C.AUG.MAX_MASK_PATCHES_PER_BLOCK = None
+# Video masks: tubes, whole frames, and the window (t, h, w) that cubes are drawn in.
+_C.AUG.MASK_TUBE = False
+_C.AUG.MASK_FRAMES = False
+_C.AUG.MASK_WINDOW_SIZE = [8, 7, 7]
+
+_C.MIXUP = CN()
+_C.MIXUP.ENABLE = False
+# Beta parameters of Mixup and CutMix; 0 is off.
+_C.MIXUP.ALPHA = 0.8
+_C.MIXUP.CUTMIX_ALPHA = 1.0
+# Probability of mixing a batch, and of CutMix where both are on.
+_C.MIXUP.PROB = 1.0
+_C.MIXUP.SWITCH_PROB = 0.5
+_C.MIXUP.LABEL_SMOOTH_VALUE = 0.1
+
+# ---------------------------------------------------------------- model
+_C.MODEL = CN()
+# MaskMViT pre-trains, MViT classifies; both are a ViT where MVIT.PATCH_2D is on.
+_C.MODEL.MODEL_NAME = "SlowFast"
+_C.MODEL.ARCH = "slowfast"
+_C.MODEL.NUM_CLASSES = 400
+# Dropout before the classifier.
+_C.MODEL.DROPOUT_RATE = 0.5
+# Pre-training: multi_mse. Fine-tuning: cross_entropy | soft_cross_entropy.
+_C.MODEL.LOSS_FUNC = "cross_entropy"
+# Recompute each block's activations in the backward pass instead of keeping them.
+_C.MODEL.ACT_CHECKPOINT = False
+
+_C.MVIT = CN()
+# ours: Ti | S | B | L | H sets EMBED_DIM, DEPTH and NUM_HEADS together; "" reads those three.
+_C.MVIT.SIZE = ""
+_C.MVIT.EMBED_DIM = 96
+_C.MVIT.DEPTH = 16
+_C.MVIT.NUM_HEADS = 1
+_C.MVIT.MLP_RATIO = 4.0
+_C.MVIT.QKV_BIAS = True
+_C.MVIT.NORM = "layernorm"
+# Patch embedding on images (2-D) rather than clips; its kernel, stride and padding.
+_C.MVIT.PATCH_2D = False
+_C.MVIT.PATCH_KERNEL = [3, 7, 7]
+_C.MVIT.PATCH_STRIDE = [2, 4, 4]
+_C.MVIT.PATCH_PADDING = [2, 4, 4]
+_C.MVIT.CLS_EMBED_ON = True
+# Learned absolute positions, or the fixed sin-cos table.
+_C.MVIT.USE_ABS_POS = True
+_C.MVIT.USE_FIXED_SINCOS_POS = False
+# Classifier: mean over the tokens, then norm; otherwise norm, then the class token.
+_C.MVIT.USE_MEAN_POOLING = False
+# Stochastic depth of the last block; it grows linearly from 0.
+_C.MVIT.DROPPATH_RATE = 0.1
+# Initial value of learned per-channel scales on the residual branches; 0 is no such scales.
+_C.MVIT.LAYER_SCALE_INIT_VALUE = 0.0
+# Classifier weights start multiplied by this.
+_C.MVIT.HEAD_INIT_SCALE = 1.0
+# No weight decay on class token and positions.
+_C.MVIT.ZERO_DECAY_POS_CLS = True
+# Multiscale stages: pooling attention, its strides and kernels, relative positions.
+_C.MVIT.MODE = "conv"
+_C.MVIT.DIM_MUL = []
+_C.MVIT.HEAD_MUL = []
+_C.MVIT.POOL_KVQ_KERNEL = None
+_C.MVIT.POOL_KV_STRIDE_ADAPTIVE = None
+_C.MVIT.POOL_Q_STRIDE = []
+_C.MVIT.SEP_POS_EMBED = False
+_C.MVIT.REL_POS_SPATIAL = False
+_C.MVIT.REL_POS_TEMPORAL = False
+_C.MVIT.RESIDUAL_POOLING = False
+
+_C.MASK = CN()
+_C.MASK.ENABLE = False
+# Predict HOG (MaskFeat).
+_C.MASK.PRED_HOG = False
+# Blocks whose outputs are predicted from, one head each; their losses add up.
+_C.MASK.PRETRAIN_DEPTH = [15]
+# separate: norm and linear layer. separate_xformer: a transformer decoder (MAE).
+_C.MASK.HEAD_TYPE = "separate"
+_C.MASK.MAE_ON = False
+_C.MASK.MAE_RND_MASK = False
+_C.MASK.DECODER_DEPTH = 0
+_C.MASK.DECODER_EMBED_DIM = 512
+
+# ours: the HOG target (PySlowFast's constants are the defaults).
+_C.HOG = CN()
+_C.HOG.BINS = 9
+# Side of a cell, pixels; it divides the patch.
+_C.HOG.CELL = 8
+# Side of the Gaussian window on the magnitudes, pixels; 0 is none.
+_C.HOG.GAUSSIAN_WINDOW = 0
+
+# PySlowFast's precise BatchNorm statistics; no model here has BatchNorm yet.
+_C.BN = CN()
+_C.BN.USE_PRECISE_STATS = False
+_C.BN.NUM_BATCHES_PRECISE = 200
+
+# ---------------------------------------------------------------- optimisation
+_C.SOLVER = CN()
+# adamw | sgd
+_C.SOLVER.OPTIMIZING_METHOD = "sgd"
+_C.SOLVER.BASE_LR = 0.1
+# Multiply base, end and warm-up start learning rate by NUM_SHARDS.
+_C.SOLVER.BASE_LR_SCALE_NUM_SHARDS = False
+# cosine | constant (ours)
+_C.SOLVER.LR_POLICY = "cosine"
+_C.SOLVER.MAX_EPOCH = 300
+_C.SOLVER.COSINE_END_LR = 0.0
+# The half-cosine starts at the end of warm-up instead of at epoch 0.
+_C.SOLVER.COSINE_AFTER_WARMUP = False
+_C.SOLVER.WARMUP_EPOCHS = 0.0
+_C.SOLVER.WARMUP_START_LR = 0.01
+_C.SOLVER.BETAS = (0.9, 0.999)
+_C.SOLVER.MOMENTUM = 0.9
+_C.SOLVER.DAMPENING = 0.0
+_C.SOLVER.NESTEROV = True
+_C.SOLVER.WEIGHT_DECAY = 1e-4
+# No weight decay on 1-D parameters (norms and biases).
+_C.SOLVER.ZERO_WD_1D_PARAM = False
+# Learning rate of block i is multiplied by LAYER_DECAY^(depth - i).
+_C.SOLVER.LAYER_DECAY = 1.0
+# Clip each gradient value, or the norm of all gradients together; None is off.
+_C.SOLVER.CLIP_GRAD_VAL = None
+_C.SOLVER.CLIP_GRAD_L2NORM = None
+
+_C.TRAIN = CN()
+_C.TRAIN.ENABLE = True
+# imagenet: an image folder. kinetics: lists of videos.
+_C.TRAIN.DATASET = "kinetics"
+# Files per optimizer step on one machine, over its NUM_GPUS processes.
+_C.TRAIN.BATCH_SIZE = 64
+# ours: cut each step's batch into this many pieces to save memory; the result does not change.
+_C.TRAIN.ACCUM_STEPS = 1
+# Epochs between evaluations and between checkpoints; the last epoch has both.
+_C.TRAIN.EVAL_PERIOD = 10
+_C.TRAIN.CHECKPOINT_PERIOD = 10
+# ours: steps between checkpoints inside an epoch (0 is none), and how many of the newest checkpoints stay (0 is all).
+_C.TRAIN.CHECKPOINT_STEPS = 0
+_C.TRAIN.CHECKPOINT_KEEP = 0
+# Continue from the newest checkpoint in OUTPUT_DIR.
+_C.TRAIN.AUTO_RESUME = True
+# Start from these weights.
+_C.TRAIN.CHECKPOINT_FILE_PATH = ""
+# Take only the weights and start at epoch 0; otherwise a checkpoint of the same task is continued.
+_C.TRAIN.CHECKPOINT_EPOCH_RESET = False
+# ours: CHECKPOINT_FILE_PATH must fill at least this share of the backbone's parameters.
+_C.TRAIN.CHECKPOINT_MIN_MATCH = 0.5
+# Mixed precision where PRECISION is auto and the device has no bfloat16 (fp16).
+_C.TRAIN.MIXED_PRECISION = False
+# ours: auto | fp32 | bf16 | fp16. auto is bf16 where the device computes in it.
+_C.TRAIN.PRECISION = "auto"
+# ours: torch.compile the model.
+_C.TRAIN.COMPILE = False
+# ours: decay of an exponential moving average of the weights, which evaluation then uses; 0 is none.
+_C.TRAIN.EMA_DECAY = 0.0
+# Stop when the loss exceeds this multiple of its running mean; 0 is off.
+_C.TRAIN.KILL_LOSS_EXPLOSION_FACTOR = 0.0
+# ours: what a step with a NaN or infinite gradient does, stop | skip. It never reaches the weights.
+_C.TRAIN.NONFINITE = "stop"
+# ours: save and leave after this many optimizer steps in all; 0 is never.
+_C.TRAIN.STOP_STEP = 0
+
+_C.TEST = CN()
+# Evaluate on the validation images when training is done, or alone where TRAIN.ENABLE is off.
+_C.TEST.ENABLE = True
+_C.TEST.DATASET = "kinetics"
+_C.TEST.BATCH_SIZE = 8
+# Weights to test where TRAIN.ENABLE is off.
+_C.TEST.CHECKPOINT_FILE_PATH = ""
+# Views of a video.
+_C.TEST.NUM_ENSEMBLE_VIEWS = 10
+_C.TEST.NUM_SPATIAL_CROPS = 3
+_C.TEST.NUM_TEMPORAL_CLIPS = []
+
+# ours: what a pre-training run shows of its health, and a fine-tuning run of its data.
+_C.MONITOR = CN()
+# Epochs between looks at the fixed validation images (loss with fixed masks, rank and spread of the features).
+_C.MONITOR.PERIOD = 1
+_C.MONITOR.NUM_IMAGES = 256
+# Epochs between pictures, and how many images they show; 0 is none. The last epoch has one.
+_C.MONITOR.PICTURE_PERIOD = 10
+_C.MONITOR.NUM_PICTURES = 6
+
+# ours: k-nearest-neighbour accuracy of frozen features (Wu et al. 2018).
+_C.KNN = CN()
+# Epochs between evaluations during pre-training; 0 is none. The last epoch has one.
+_C.KNN.PERIOD = 0
+_C.KNN.K = [20]
+_C.KNN.TEMPERATURE = 0.07
+# K is a list, one accuracy each. Training images used as neighbours, drawn evenly over the classes; 0 is all.
+_C.KNN.NUM_TRAIN = 0
+
+# ours: distribution over processes.
+_C.DIST = CN()
+# auto: ddp where there are several processes | single | ddp
+_C.DIST.STRATEGY = "auto"
+# Seconds after which a collective operation that does not complete ends the run.
+_C.DIST.TIMEOUT = 1800.0
+
+NULLABLE: dict[str, type] = {
+    "AUG.COLOR_JITTER": float,
+    "AUG.MAX_MASK_PATCHES_PER_BLOCK": int,
+    "MVIT.POOL_KVQ_KERNEL": list,
+    "MVIT.POOL_KV_STRIDE_ADAPTIVE": list,
+    "SOLVER.CLIP_GRAD_VAL": float,
+    "SOLVER.CLIP_GRAD_L2NORM": float,
+}
+"""Keys that may be None, and the type of their values otherwise."""
+
+CHOICES: dict[str, tuple] = {
+    "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune"),
+    "DEVICE": ("auto", "cpu", "cuda"),
+    "AUG.INTERPOLATION": ("bicubic", "bilinear", "nearest", "random"),
+    "AUG.RE_MODE": ("pixel", "rand", "const"),
+    "MODEL.LOSS_FUNC": ("multi_mse", "cross_entropy", "soft_cross_entropy"),
+    "MVIT.SIZE": ("", "Ti", "S", "B", "L", "H"),
+    "MASK.HEAD_TYPE": ("separate", "separate_xformer"),
+    "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
+    "SOLVER.LR_POLICY": ("cosine", "constant"),
+    "TRAIN.DATASET": ("imagenet", "kinetics"),
+    "TEST.DATASET": ("imagenet", "kinetics"),
+    "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
+    "TRAIN.NONFINITE": ("stop", "skip"),
+    "DIST.STRATEGY": ("auto", "single", "ddp"),
+}
+"""Keys that take one of a few words."""
+
+
+def get_cfg() -> CN:
+    """A fresh copy of all keys at their defaults."""
+    return _C.clone()

@@ -1,0 +1,129 @@
+"""Reads YAML files and KEY VALUE pairs into the configuration, with one clear line for each mistake.
+
+YAML is loaded safely and never executed; `_BASE_` inherits from other files (fvcore's `CfgNode`).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode as CN
+
+from mfm_core.config.defaults import CHOICES, NULLABLE, get_cfg
+from mfm_core.errors import UserError
+from mfm_core.registry import suggest
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> CN:
+    """Defaults, then the file at `path`, then `overrides` (KEY VALUE KEY VALUE …); frozen.
+
+    Raises UserError, naming file and key, for an unreadable file, an unknown key or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    known = dict(flatten(cfg))
+    if path is not None:
+        for key, value in flatten(_read_yaml(path)):
+            set_key(cfg, known, key, value, where=f"{path}: ")
+    if len(overrides) % 2:
+        raise UserError(f"'{overrides[-1]}' has no value: overrides come in pairs, KEY VALUE KEY VALUE.")
+    for key, value in zip(overrides[::2], overrides[1::2]):
+        set_key(cfg, known, key, value, where="command line: ")
+    cfg.freeze()
+    return cfg
+
+
+def flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def set_key(cfg: CN, known: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Checks `value` against the default of `key` and stores it; `where` opens the error messages."""
+    if key not in known:
+        sections = {k.split(".")[0] for k in known if "." in k}
+        if key in sections:
+            raise UserError(f"{where}{key} is a section and needs keys below it.")
+        raise UserError(f"{where}there is no key {key}.{suggest(key, known)}")
+    node = cfg
+    *parents, leaf = key.split(".")
+    for name in parents:
+        node = node[name]
+    value = coerce(key, value, known[key], where)
+    if key in CHOICES and value not in CHOICES[key]:
+        raise UserError(f"{where}{key} is '{value}'; it can be {', '.join(repr(c) for c in CHOICES[key])}.")
+    node[leaf] = value
+
+
+def coerce(key: str, value: Any, default: Any, where: str = "") -> Any:
+    """`value`, perhaps a string from the command line or YAML's `1e-6`, as the type of `key`. Raises UserError."""
+    wanted = NULLABLE.get(key, type(default))
+    if wanted is str:
+        if value is None or isinstance(value, str):
+            return value or ""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+    else:
+        value = _literal(value)
+        if value is None and key in NULLABLE:
+            return None
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if wanted in (list, tuple) and isinstance(value, (list, tuple)):
+            _check_elements(key, value, default, where)
+            return wanted(value)
+    if isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        return value
+    or_none = " or None" if key in NULLABLE else ""
+    raise UserError(f"{where}{key} takes {_NAMES[wanted]}{or_none}, not {value!r}.")
+
+
+_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    list: "a list such as [1, 2]",
+    tuple: "a list such as [1, 2]",
+}
+
+
+def _literal(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "null": None}.get(value.lower(), value)
+
+
+def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None:
+    if not default or not all(isinstance(d, (int, float)) for d in default):
+        return
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        raise UserError(f"{where}{key} takes a list of numbers, not {list(value)!r}.")
+
+
+def _read_yaml(path: str) -> dict:
+    if not Path(path).is_file() and "://" not in path:
+        raise UserError(f"There is no config file {path}.")
+    try:
+        tree = CN.load_yaml_with_base(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: its _BASE_ file {error.filename} does not exist.") from None
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML (tags that run code are refused): {line}") from None
+    except (OSError, TypeError, AssertionError) as error:
+        raise UserError(f"{path} cannot be read as a config: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} cannot be read as a config: it is not a tree of KEY: value.")
+    return tree

@@ -1,0 +1,63 @@
+"""Block-wise masks over an image's token grid (BEiT, Bao et al. 2022, as PySlowFast draws them for MaskFeat)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mfm_core.errors import UserError
+from mfm_core.interfaces import Grid
+
+MIN_ASPECT = 0.3
+ATTEMPTS = 10
+
+
+class BlockMask:
+    """Hides rectangles until `ratio` of the grid is hidden, or until ten attempts in a row find no room.
+
+    A block has an area between a fifth of the requested count and what is still missing (at most `max_block`), and a
+    log-uniform aspect ratio in [0.3, 1 / 0.3]; it is smaller than the grid both ways. The count therefore never
+    exceeds round(ratio * tokens) and often falls a little short of it.
+    """
+
+    def __init__(self, grid: Grid, ratio: float, max_block: int | None = None) -> None:
+        self.grid = grid
+        self.requested = round(ratio * grid[0] * grid[1])
+        self.min_block = self.requested // 5
+        self.max_block = max_block or self.requested
+        if self.requested < 1 or min(grid) < 2:
+            raise UserError(
+                f"AUG.MASK_RATIO {ratio} of a {grid[0]} x {grid[1]} grid leaves no token to hide; "
+                "raise the ratio or the image size, or lower MVIT.PATCH_STRIDE."
+            )
+
+    def __call__(self, generator: torch.Generator) -> Tensor:
+        """(h, w) bool, True = hidden."""
+        mask = torch.zeros(self.grid, dtype=torch.bool)
+        hidden = 0
+        while hidden < self.requested:
+            added = self._add_block(mask, self.requested - hidden, generator)
+            if added == 0:
+                break
+            hidden += added
+        return mask
+
+    def _add_block(self, mask: Tensor, missing: int, generator: torch.Generator) -> int:
+        """Hides one more block in place; how many tokens that added, 0 where no attempt fitted."""
+        height, width = self.grid
+        for _ in range(ATTEMPTS):
+            u = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+            area = self.min_block + u[0] * (min(missing, self.max_block) - self.min_block)
+            aspect = math.exp((2 * u[1] - 1) * -math.log(MIN_ASPECT))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h >= height or w >= width:
+                continue
+            top, left = int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1))
+            block = mask[top : top + h, left : left + w]
+            added = h * w - int(block.sum())
+            if 0 < added <= missing:
+                block.fill_(True)
+                return added
+        return 0

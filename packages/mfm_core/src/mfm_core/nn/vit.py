@@ -1,0 +1,156 @@
+"""The Vision Transformer over any token grid (Dosovitskiy et al. 2021), on timm's blocks.
+
+Parameter names and initialisation are PySlowFast's, so that its released weights load name by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mfm_core.interfaces import Grid
+from mfm_core.nn.pos_embed import sincos_2d
+
+
+class PatchEmbed(nn.Module):
+    """One convolution from pixels to tokens; 2-D for images, 3-D for clips, by the length of `kernel`."""
+
+    def __init__(self, channels: int, dim: int, kernel: Grid, stride: Grid, padding: Grid) -> None:
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
+        self.proj = conv(channels, dim, kernel_size=kernel, stride=stride, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) to (B, L, D), tokens row-major."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """The encoder without a final norm: heads bring their own.
+
+    size: input pixels along each axis. patch_kernel, patch_stride, patch_padding: as long as `size`.
+    positions: learned | sincos | none. drop_path: rate of the last block, growing linearly from 0.
+    layer_scale: initial value, 0 for none. act_checkpoint: recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        size: Grid,
+        patch_kernel: Grid,
+        patch_stride: Grid,
+        patch_padding: Grid,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        cls_token: bool = True,
+        positions: str = "learned",
+        drop_path: float = 0.0,
+        layer_scale: float = 0.0,
+        act_checkpoint: bool = False,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.embed_dim, self.depth, self.patch_stride = embed_dim, depth, tuple(patch_stride)
+        self.act_checkpoint = act_checkpoint
+        self.grid: Grid = tuple(
+            (n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, patch_kernel, patch_stride, patch_padding)
+        )
+        self.patch_embed = PatchEmbed(channels, embed_dim, patch_kernel, patch_stride, patch_padding)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
+        self.pos_embed = self._positions(positions)
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                init_values=layer_scale or None,
+                drop_path=rates[i],
+                norm_layer=layer_norm,
+            )
+            for i in range(depth)
+        )
+        init_weights(self)
+        for table in (self.cls_token, self.pos_embed):
+            if table is not None and table.requires_grad:
+                nn.init.trunc_normal_(table, std=0.02)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """1 with a class token, else 0."""
+        return int(self.cls_token is not None)
+
+    def _positions(self, kind: str) -> nn.Parameter | None:
+        tokens = self.num_prefix_tokens + torch.Size(self.grid).numel()
+        if kind == "learned":
+            return nn.Parameter(torch.zeros(1, tokens, self.embed_dim))
+        if kind == "sincos":
+            return nn.Parameter(sincos_2d(self.grid, self.embed_dim, self.num_prefix_tokens > 0), requires_grad=False)
+        return None
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C, *size) to patch tokens (B, L, D), without positions or class token."""
+        return self.patch_embed(x)
+
+    def encode(self, tokens: Tensor, depths: Sequence[int]) -> list[Tensor]:
+        """Adds class token and positions and runs the blocks.
+
+        tokens: (B, L, D). Returns the outputs of the blocks named in `depths`, each (B, prefix + L, D).
+        """
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            if self.act_checkpoint and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+            if i in depths:
+                outputs.append(tokens)
+        return outputs
+
+    def features(self, x: Tensor) -> Tensor:
+        """Frozen-feature read-out: (B, D), the mean over the patch tokens of the last block, each normalised."""
+        tokens = self.encode(self.embed(x), [self.depth - 1])[0][:, self.num_prefix_tokens :]
+        return torch.nn.functional.layer_norm(tokens.float(), (self.embed_dim,)).mean(dim=1)
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter for layer decay: 0 for the embeddings, i + 1 for block i, else `num_layers`."""
+        if name in ("cls_token", "pos_embed") or name.startswith("patch_embed."):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.num_layers
+
+    @property
+    def num_layers(self) -> int:
+        """The layer of a head."""
+        return self.depth + 1
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that weight decay may spare (`MVIT.ZERO_DECAY_POS_CLS`)."""
+        tables = {"cls_token": self.cls_token, "pos_embed": self.pos_embed}
+        return {name for name, table in tables.items() if table is not None}
+
+
+def layer_norm(dim: int, **kwargs) -> nn.LayerNorm:
+    """LayerNorm with PySlowFast's and MAE's epsilon."""
+    return nn.LayerNorm(dim, eps=1e-6, **kwargs)
+
+
+def init_weights(module: nn.Module, bias: float = 0.02) -> None:
+    """PySlowFast's initialisation: weights truncated normal 0.02; biases, those of norms too, constant `bias`."""
+    for child in module.modules():
+        if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            nn.init.trunc_normal_(child.weight, std=0.02)
+        if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.LayerNorm)) and child.bias is not None:
+            nn.init.constant_(child.bias, bias)

@@ -1,0 +1,51 @@
+"""Builds the optimizer that the configuration asks for, and sets its learning rate at each step."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from mfm_core.optim.groups import parameter_groups
+from mfm_core.registry import Registry
+
+OPTIMIZERS = Registry("optimizer", key="SOLVER.OPTIMIZING_METHOD")
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused: one kernel, which also skips a step that has a NaN."""
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, betas=tuple(cfg.SOLVER.BETAS), eps=1e-8, fused=True)
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
+    """SGD with momentum, fused."""
+    return torch.optim.SGD(
+        groups,
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        dampening=cfg.SOLVER.DAMPENING,
+        nesterov=cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM > 0,
+        fused=True,
+    )
+
+
+def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
+    """The optimizer over the model's groups. The model offers `layer_of(name)`, `num_layers` and `no_weight_decay()`."""
+    groups = parameter_groups(
+        model,
+        cfg.SOLVER.WEIGHT_DECAY,
+        no_decay_names=model.no_weight_decay() if cfg.MVIT.ZERO_DECAY_POS_CLS else (),
+        no_decay_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
+        layer_decay=cfg.SOLVER.LAYER_DECAY,
+        layer_of=model.layer_of,
+        num_layers=model.num_layers,
+    )
+    return OPTIMIZERS.get(cfg.SOLVER.OPTIMIZING_METHOD)(groups, cfg)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives each group `lr` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
