@@ -7,6 +7,7 @@ torch's antialiased uint8 kernel, which computes what PIL does (to one grey leve
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_pil_interp
@@ -204,8 +205,8 @@ def random_crop(
         w, h = int(round(math.sqrt(area * aspect))), int(round(math.sqrt(area / aspect)))
         if 0 < w <= width and 0 < h <= height:
             return rng.randint(0, height - h), rng.randint(0, width - w), h, w
-    w = min(width, max(1, int(round(height * max(ratio))))) if width > height * max(ratio) else width
-    h = min(height, max(1, int(round(width / min(ratio))))) if width < height * min(ratio) else height
+    w = min(width, max(1, int(round(height * ratio[1]))))
+    h = min(height, max(1, int(round(width / ratio[0]))))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
@@ -236,14 +237,29 @@ def build_auto_augment(
         params["interpolation"] = str_to_pil_interp(interpolation)
     try:
         if policy.startswith("rand"):
-            return rand_augment_transform(policy, params)
-        if policy.startswith("augmix"):
-            return augment_and_mix_transform(policy, {**params, "translate_pct": 0.3})
-        return auto_augment_transform(policy, params)
+            transform = rand_augment_transform(policy, params)
+        elif policy.startswith("augmix"):
+            transform = augment_and_mix_transform(policy, {**params, "translate_pct": 0.3})
+        else:
+            transform = auto_augment_transform(policy, params)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
             f"AUG.AA_TYPE '{policy}' is no policy that timm knows; e.g. rand-m9-mstd0.5-inc1, or '' for none"
         ) from error
+    operations = transform.ops if hasattr(transform, "ops") else itertools.chain(*transform.policy)
+    for operation in operations:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **kwargs: object) -> Image.Image:
+    """Keeps `bits` bits of each value, at least one.
+
+    In the place of timm's: its strongest level keeps none, which made black images with older Pillow, and is an
+    error with Pillow 13.
+    """
+    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
 
 
 def build_erasing(probability: float, mode: str, count: int) -> RandomErasing | None:
