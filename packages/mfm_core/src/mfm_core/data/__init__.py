@@ -1,0 +1,1 @@
+"""Order of samples, batches and loading: the same for images and clips, for any number of workers and ranks."""

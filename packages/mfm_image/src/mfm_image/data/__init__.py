@@ -1,0 +1,1 @@
+"""Image folders: listing, decoding, augmentation, the data set, and a doctor that checks a folder."""

@@ -1,0 +1,120 @@
+"""From samples to batches: the collate function, and torch's DataLoader with errors a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mfm_core.errors import UserError
+from mfm_core.interfaces import Batch, Sample, SampleKey
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stacks the views of all samples: sample 0 view 0, sample 0 view 1, sample 1 view 0, ...
+
+    Labels and indices repeat per view. Samples without views (unreadable files in evaluation) are left out, their
+    bad files are kept. Where all are left out, `inputs` has the shape (0,) and `len(batch)` is 0.
+    """
+    views = [view for sample in samples for view in sample.views]
+    masks = [mask for sample in samples for mask in sample.masks]
+    labels = [sample.label for sample in samples for _ in sample.views]
+    index = [sample.index for sample in samples for _ in sample.views]
+    return Batch(
+        inputs=torch.stack(views) if views else torch.empty(0),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        mask=torch.stack(masks) if masks else None,
+        index=torch.tensor(index, dtype=torch.int64),
+        bad=[file for sample in samples for file in sample.bad],
+    )
+
+
+class Loader:
+    """Iterates batches; each `iter()` is one pass over `batch_sampler` from wherever that stands.
+
+    Built by `build_loader`. Between two passes, workers keep running and hold no state: a key says everything.
+    """
+
+    def __init__(self, loader: DataLoader, dataset: Dataset, num_workers: int) -> None:
+        self._loader = loader
+        self.dataset = dataset
+        self.batch_sampler = loader.batch_sampler
+        self.num_workers = num_workers
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not _is_worker_death(error):
+                    raise
+                raise _worker_death(error, self.num_workers) from error
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def build_loader(
+    dataset: Dataset, batch_sampler: Iterable[list[SampleKey]], num_workers: int, pin_memory: bool = False
+) -> Loader:
+    """Batches of `dataset` in the order of `batch_sampler` (`TrainSampler` or `EvalSampler`).
+
+    Args:
+        dataset: `dataset[SampleKey] -> Sample`.
+        batch_sampler: yields the keys of each batch.
+        num_workers: processes that load ahead (`DATA_LOADER.NUM_WORKERS`); 0 loads in this process. The DataLoader
+            limits each to one thread.
+        pin_memory: copy batches to page-locked memory (`DATA_LOADER.PIN_MEMORY`); only where CUDA is available.
+
+    Raises:
+        UserError: while iterating, where the data set raises one or a worker dies.
+    """
+    loader = DataLoader(
+        _ErrorAsValue(dataset),
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        collate_fn=_collate_or_error,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers > 0 else None,
+        generator=torch.Generator(),  # else each pass would draw a seed from the training process's own stream
+    )
+    return Loader(loader, dataset, num_workers)
+
+
+class _ErrorAsValue(Dataset):
+    """Returns a `UserError` in place of the sample: raised in a worker, it would arrive wrapped in a traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: SampleKey) -> Sample | UserError:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def _collate_or_error(samples: Sequence[Sample | UserError]) -> Batch | UserError:
+    errors = (sample for sample in samples if isinstance(sample, UserError))
+    return next(errors, None) or collate(samples)
+
+
+def _is_worker_death(error: RuntimeError) -> bool:
+    text = str(error)
+    return "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)
+
+
+def _worker_death(error: RuntimeError, num_workers: int) -> UserError:
+    what = " ".join(str(error).split())
+    return UserError(
+        f"a data loading process died ({what}); most often memory or shared memory (/dev/shm) ran out: "
+        f"lower DATA_LOADER.NUM_WORKERS (now {num_workers}) or TRAIN.BATCH_SIZE"
+    )

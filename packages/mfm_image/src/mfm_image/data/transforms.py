@@ -1,0 +1,284 @@
+"""From decoded pixels to a model's input: PySlowFast's ImageNet augmentation (`slowfast/datasets/imagenet.py`, which
+follows timm's `transforms_imagenet_train`), in two phases so that the crop is known before the file is decoded.
+
+`plan` draws a crop from the size of the image; `apply` resizes that crop and does everything after it. Resizing is
+torch's antialiased uint8 kernel, which computes what PIL does (to one grey level) five times faster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_pil_interp
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms import ColorJitter
+
+from mfm_core.errors import UserError
+from mfm_image.data.decode import largest_reduction
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box of the original image, in its pixels, and what happens to it: the size it is resized to, mirrored or not."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    interpolation: str
+    flip: bool = False
+
+    def reduced(self, full: tuple[int, int], actual: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of this box in an image of `actual` size that was decoded from one of `full` size."""
+        rows = _scaled(self.top, self.height, actual[0] / full[0])
+        columns = _scaled(self.left, self.width, actual[1] / full[1])
+        return rows, columns
+
+
+class Transform(Protocol):
+    """What `ImageDataset` asks for."""
+
+    def plan(self, height: int, width: int, rng: random.Random) -> Crop:
+        """The crop of an image of this size; all its randomness is `rng`."""
+
+    def reduction(self, crop: Crop) -> int:
+        """By how much (1, 2, 4, 8) an image may be reduced while it is decoded."""
+
+    def apply(self, pixels: Tensor, crop: Crop, full: tuple[int, int]) -> Tensor:
+        """(3, h, w) uint8, decoded from an image of `full` size, to (3, size, size) float32."""
+
+
+class TrainTransform:
+    """Random resized crop, mirroring, RandAugment or colour jitter, normalisation, random erasing.
+
+    PySlowFast uses this for pre-training (scale 0.5 to 1, no augmentation policy) and for fine-tuning (scale 0.08
+    to 1, RandAugment, erasing). Beside the crop and the mirroring, randomness is that of the global generators
+    (timm's and torchvision's pieces draw there): call inside `mfm_core.data.seeding.seeded`.
+
+    Args:
+        size: height and width of the output, pixels (`DATA.TRAIN_CROP_SIZE`).
+        mean, std: of RGB in [0, 1] (`DATA.MEAN`, `DATA.STD`).
+        scale: share of the area that a crop covers (`DATA.TRAIN_JITTER_SCALES_RELATIVE`).
+        ratio: width / height of a crop (`DATA.TRAIN_JITTER_ASPECT_RELATIVE`).
+        interpolation: "bicubic", "bilinear" or "random", one of these at each crop (`AUG.INTERPOLATION`).
+        flip: probability of mirroring.
+        auto_augment: timm's name of a policy, "" for none (`AUG.AA_TYPE`).
+        color_jitter: strength for brightness, contrast and saturation; None or 0 for none. A policy replaces it
+            (`AUG.COLOR_JITTER`).
+        erase_prob, erase_mode, erase_count: random erasing (`AUG.RE_PROB`, `AUG.RE_MODE`, `AUG.RE_COUNT`).
+
+    Raises:
+        UserError: for an interpolation, policy or erasing mode that does not exist.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interpolation: str = "bicubic",
+        flip: float = 0.5,
+        auto_augment: str = "",
+        color_jitter: float | None = None,
+        erase_prob: float = 0.0,
+        erase_mode: str = "pixel",
+        erase_count: int = 1,
+    ) -> None:
+        self.size, self.scale, self.ratio, self.flip = size, tuple(scale), tuple(ratio), flip
+        if interpolation not in (*INTERPOLATIONS, "random"):
+            raise UserError(f"AUG.INTERPOLATION '{interpolation}' is not one of {', '.join(INTERPOLATIONS)}, random")
+        self.interpolations = INTERPOLATIONS if interpolation == "random" else (interpolation,)
+        self.recolor: Callable[[Image.Image], Image.Image] | None = None
+        if auto_augment:
+            self.recolor = build_auto_augment(auto_augment, size, mean, interpolation)
+        elif color_jitter:
+            self.recolor = ColorJitter(color_jitter, color_jitter, color_jitter)
+        self.normalize = Normalize(mean, std)
+        self.erase = build_erasing(erase_prob, erase_mode, erase_count)
+
+    def plan(self, height: int, width: int, rng: random.Random) -> Crop:
+        """A random resized crop, then whether it is mirrored."""
+        top, left, h, w = random_crop(height, width, self.scale, self.ratio, rng)
+        interpolation = rng.choice(self.interpolations) if len(self.interpolations) > 1 else self.interpolations[0]
+        return Crop(top, left, h, w, interpolation, flip=rng.random() < self.flip)
+
+    def reduction(self, crop: Crop) -> int:
+        """The largest at which the crop still has the size of the output."""
+        return largest_reduction(crop.height, crop.width, self.size, self.size)
+
+    def apply(self, pixels: Tensor, crop: Crop, full: tuple[int, int]) -> Tensor:
+        """(3, h, w) uint8, decoded from an image of `full` size, to (3, size, size) float32."""
+        rows, columns = crop.reduced(full, tuple(pixels.shape[1:]))
+        image = resize(pixels[:, rows, columns], (self.size, self.size), crop.interpolation)
+        if crop.flip:
+            image = image.flip(-1)
+        if self.recolor is not None:
+            image = from_pil(self.recolor(to_pil(image)))
+        image = self.normalize(image)
+        return image if self.erase is None else self.erase(image)
+
+
+class EvalTransform:
+    """Resizes the short side to `int(size / crop_ratio)` and crops the centre; images may be enlarged for it.
+
+    The same pixels as torchvision's `Resize` and `CenterCrop` (to one grey level); always decoded in full, so that
+    numbers compare with those of other code.
+
+    Args:
+        size: height and width of the output, pixels (`DATA.TEST_CROP_SIZE`).
+        mean, std: of RGB in [0, 1].
+        crop_ratio: `DATA.IN_VAL_CROP_RATIO`; 0 resizes the whole image to the output without a crop, as PySlowFast.
+        interpolation: "bicubic" or "bilinear".
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_ratio: float = 0.875,
+        interpolation: str = "bicubic",
+    ) -> None:
+        if not 0 <= crop_ratio <= 1:
+            raise UserError(f"DATA.IN_VAL_CROP_RATIO must be in [0, 1], not {crop_ratio}")
+        self.size, self.interpolation = size, interpolation
+        self.short_side = int(size / crop_ratio) if crop_ratio else 0
+        self.normalize = Normalize(mean, std)
+
+    def plan(self, height: int, width: int, rng: random.Random) -> Crop:
+        """The whole image; nothing is drawn."""
+        return Crop(0, 0, height, width, self.interpolation)
+
+    def reduction(self, crop: Crop) -> int:
+        """1: numbers of an evaluation shall not depend on a shortcut."""
+        return 1
+
+    def apply(self, pixels: Tensor, crop: Crop, full: tuple[int, int]) -> Tensor:
+        """(3, h, w) uint8 to (3, size, size) float32."""
+        if not self.short_side:
+            return self.normalize(resize(pixels, (self.size, self.size), crop.interpolation))
+        height, width = short_side_size(*full, self.short_side)
+        image = resize(pixels, (height, width), crop.interpolation)
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return self.normalize(image[:, top : top + self.size, left : left + self.size])
+
+
+class Normalize:
+    """(3, h, w) uint8 to float32: `(x / 255 - mean) / std` as one multiplication and one addition in place."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        mean64, std64 = (torch.tensor(list(x), dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
+        self.factor, self.offset = (1 / (255 * std64)).float(), (-mean64 / std64).float()
+
+    def __call__(self, image: Tensor) -> Tensor:
+        # planar first: transposing bytes is four times cheaper than transposing floats
+        return image.contiguous().float().mul_(self.factor).add_(self.offset)
+
+
+def random_crop(
+    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """The box (top, left, height, width) of a random resized crop (Inception; draws as timm and torchvision do).
+
+    Ten times an area share from `scale` and an aspect ratio (log-uniform from `ratio`) are drawn; the first box that
+    fits is placed at random. Where none fits, the largest central box with an allowed ratio is taken.
+    """
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = rng.uniform(*scale) * height * width
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w, h = int(round(math.sqrt(area * aspect))), int(round(math.sqrt(area / aspect)))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+    w = min(width, max(1, int(round(height * ratio[1]))))
+    h = min(height, max(1, int(round(width / ratio[0]))))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """(3, h, w) uint8 to (3, *size) uint8 with antialiasing, as PIL's `resize` to one grey level."""
+    if tuple(pixels.shape[1:]) == size:
+        return pixels
+    return interpolate(pixels[None], size=size, mode=interpolation, antialias=True, align_corners=False)[0]
+
+
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) with the shorter of them `short_side`, the other rounded down (torchvision's `Resize`)."""
+    if height <= width:
+        return short_side, int(short_side * width / height)
+    return int(short_side * height / width), short_side
+
+
+def build_auto_augment(
+    policy: str, size: int, mean: Sequence[float], interpolation: str
+) -> Callable[[Image.Image], Image.Image]:
+    """timm's RandAugment, AugMix or AutoAugment, with the constants that timm and PySlowFast give them.
+
+    Raises:
+        UserError: for a policy that timm cannot build.
+    """
+    params = {"translate_const": int(size * 0.45), "img_mean": tuple(min(255, round(255 * x)) for x in mean)}
+    if interpolation != "random":
+        params["interpolation"] = str_to_pil_interp(interpolation)
+    try:
+        if policy.startswith("rand"):
+            transform = rand_augment_transform(policy, params)
+        elif policy.startswith("augmix"):
+            transform = augment_and_mix_transform(policy, {**params, "translate_pct": 0.3})
+        else:
+            transform = auto_augment_transform(policy, params)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"AUG.AA_TYPE '{policy}' is no policy that timm knows; e.g. rand-m9-mstd0.5-inc1, or '' for none"
+        ) from error
+    operations = transform.ops if hasattr(transform, "ops") else itertools.chain(*transform.policy)
+    for operation in operations:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **kwargs: object) -> Image.Image:
+    """Keeps `bits` bits of each value, at least one.
+
+    In the place of timm's: its strongest level keeps none, which made black images with older Pillow, and is an
+    error with Pillow 13.
+    """
+    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
+
+
+def build_erasing(probability: float, mode: str, count: int) -> RandomErasing | None:
+    """timm's random erasing of 1 to `count` rectangles after normalisation; None where the probability is 0."""
+    if mode not in ("const", "rand", "pixel"):
+        raise UserError(f"AUG.RE_MODE '{mode}' is not one of const, rand, pixel")
+    return RandomErasing(probability, mode=mode, max_count=count, device="cpu") if probability > 0 else None
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, h, w) uint8 to a PIL image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """A PIL image (RGB) to (3, h, w) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _scaled(start: int, length: int, factor: float) -> slice:
+    first = round(start * factor)
+    return slice(first, max(first + 1, round((start + length) * factor)))
