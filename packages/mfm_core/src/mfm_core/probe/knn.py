@@ -1,0 +1,87 @@
+"""The weighted nearest-neighbour classifier on frozen features (Wu et al. 2018, section 3.4; the protocol of DINO)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mfm_core.errors import UserError
+
+_CHUNK_ELEMENTS = 1 << 25
+"""Similarities held at once: 128 MB of float32."""
+
+
+@torch.no_grad()
+def knn_predict(
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    num_classes: int,
+    k: list[int],
+    temperature: float = 0.07,
+) -> dict[int, Tensor]:
+    """Class scores of `features` (N, D) from their nearest neighbours among `train_features` (M, D), by cosine.
+
+    Each of the k nearest votes for its class in `train_labels` (M,) int64 with exp(similarity / temperature). The
+    search is exact (all similarities, in chunks) and runs on the device of `features`; nothing needs to be normalised.
+    Returns {k: scores (N, num_classes) float32}; a class without a neighbour has 0.
+    Raises `UserError` (`KNN.K`) for a k that is not in 1..M, `ValueError` for labels outside 0..num_classes-1.
+    """
+    _check(train_features, train_labels, features, num_classes, k)
+    device = features.device
+    bank = F.normalize(train_features.to(device, torch.float32), dim=1)
+    queries = F.normalize(features.float(), dim=1)
+    labels = train_labels.to(device)
+    scores = {n: torch.zeros(len(queries), num_classes, device=device) for n in k}
+    rows = max(1, _CHUNK_ELEMENTS // len(bank))
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        with torch.autocast(device.type, enabled=False):
+            similarity, nearest = (queries[part] @ bank.T).topk(max(k), dim=1)
+        votes, classes = (similarity / temperature).exp(), labels[nearest]
+        for n, score in scores.items():
+            score[part].scatter_add_(1, classes[:, :n], votes[:, :n])
+    return scores
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    k: list[int],
+    temperature: float = 0.07,
+    top: int = 1,
+) -> dict[int, float]:
+    """Top-`top` accuracy in percent per k of `knn_predict` against `labels` (N,) int64; NaN where N is 0.
+
+    With fewer than `top` neighbours only the first k classes count, as in the published tool. Classes of equal score
+    rank by their number.
+    """
+    scores = knn_predict(train_features, train_labels, features, num_classes, k, temperature)
+    return {n: _accuracy(score, labels, min(top, n)) for n, score in scores.items()}
+
+
+def _accuracy(scores: Tensor, labels: Tensor, top: int) -> float:
+    """Percent of rows of `scores` (N, classes) whose label is among the first `top` classes."""
+    ranking = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
+    hits = (ranking == labels.to(scores.device)[:, None]).any(dim=1)
+    return 100.0 * float(hits.double().mean())
+
+
+def _check(bank: Tensor, labels: Tensor, features: Tensor, num_classes: int, k: list[int]) -> None:
+    """Raises for neighbours that cannot be had and for arrays that do not fit."""
+    if not k or min(k) < 1:
+        raise UserError(f"KNN.K: {k} must be a list of whole numbers from 1 up")
+    if max(k) > len(bank):
+        raise UserError(
+            f"KNN.K: {max(k)} neighbours are asked for, but there are only {len(bank)} training features; "
+            f"lower KNN.K or give more training images"
+        )
+    if bank.ndim != 2 or features.ndim != 2 or bank.shape[1] != features.shape[1] or labels.shape != bank.shape[:1]:
+        shapes = f"{tuple(bank.shape)}, {tuple(labels.shape)}, {tuple(features.shape)}"
+        raise ValueError(f"k-NN needs train features (M, D), train labels (M,) and features (N, D), not {shapes}")
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(f"k-NN train labels span {int(labels.min())}..{int(labels.max())}, not 0..{num_classes - 1}")

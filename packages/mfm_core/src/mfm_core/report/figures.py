@@ -1,0 +1,136 @@
+"""The report's curves and pictures as HTML: one chart per measure with all runs of a task, PNG files embedded."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from mfm_core.report.curves import Series, colour, line_chart
+from mfm_core.report.runs import Picture, Run
+from mfm_core.report.tables import section
+
+_MOST_PICTURES = 12
+_MOST_OTHERS = 16
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one line of a chart shows: `key` of the "step" or "epoch" records, times `scale`."""
+
+    kind: str
+    key: str
+    label: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the report; drawn where a run has data for one of its lines."""
+
+    title: str
+    lines: tuple[Line, ...]
+    unit: str = ""
+    log: bool = False
+    zero: bool = False
+
+
+CHARTS = (
+    Chart("Loss", (Line("step", "loss", "training"), Line("epoch", "val_loss", "validation")), log=True),
+    Chart("Accuracy", (Line("epoch", "top1", "top-1"), Line("epoch", "top5", "top-5")), "%"),
+    Chart("k-NN accuracy of frozen features", (Line("epoch", "knn", "k-NN"),), "%"),
+    Chart("Learning rate", (Line("step", "lr", "learning rate"),), zero=True),
+    Chart("Gradient norm, before clipping", (Line("step", "grad_norm", "gradient norm"),), log=True),
+    Chart("Share of clipped steps", (Line("epoch", "clipped_share", "clipped", 100.0),), "%", zero=True),
+    Chart("Effective rank of features (RankMe)", (Line("epoch", "feature_rank", "rank"),), zero=True),
+    Chart("Standard deviation of features, 1 = spread evenly", (Line("epoch", "feature_std", "std"),), zero=True),
+    Chart("Training speed", (Line("step", "images_per_s", "images/s"),), "images/s", zero=True),
+)
+_SHOWN_ELSEWHERE = {"step", "epoch", "seconds", "eta_s", "memory_gb", "train_loss", "images_per_s"}
+
+
+def curves(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """Curves over epochs, runs of one task overlaid; a section for each task there is."""
+    sections = []
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    for task in tasks:
+        numbered = [(i, run) for i, run in enumerate(runs) if run.task == task]
+        shown = "".join(_figure(chart, numbered, labels) for chart in CHARTS)
+        others = "".join(_figure(chart, numbered, labels) for chart in _other_charts(run for _, run in numbered))
+        body = f'<div class="charts">{shown}</div>' if shown else ""
+        if others:
+            body += f'<details style="margin-top:14px"><summary>More</summary><div class="charts">{others}</div></details>'
+        title = f"Curves: {task}" if len(tasks) > 1 and task else "Curves"
+        sections.append(section(title, body))
+    return "".join(sections)
+
+
+def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """The runs' pictures, the latest of each open, the earlier ones folded away; evenly thinned to twelve."""
+    parts = []
+    for run, label in zip(runs, labels):
+        if not run.pictures:
+            continue
+        chosen = _evenly(run.pictures, _MOST_PICTURES)
+        latest, *earlier = [_picture(picture) for picture in chosen]
+        parts.append((f"<h3>{escape(label)}</h3>" if len(runs) > 1 else "") + latest)
+        if earlier:
+            left = len(run.pictures) - len(chosen)
+            note = f" ({left} more in the folder)" if left else ""
+            parts.append(f"<details><summary>{len(earlier)} earlier{note}</summary>{''.join(earlier)}</details>")
+    return section("Pictures", "".join(parts))
+
+
+def _other_charts(runs: object) -> list[Chart]:
+    """A chart for each further number that the runs logged."""
+    known = {(line.kind, line.key) for chart in CHARTS for line in chart.lines}
+    found: dict[tuple[str, str], None] = {}
+    for run in runs:
+        for kind in ("step", "epoch"):
+            found |= dict.fromkeys((kind, key) for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE)
+    return [Chart(key, (Line(kind, key, key),)) for kind, key in found if (kind, key) not in known][:_MOST_OTHERS]
+
+
+def _figure(chart: Chart, runs: Sequence[tuple[int, Run]], labels: Sequence[str]) -> str:
+    """One chart with its legend; colour tells the run, dashes the second line, unless there is one run only."""
+    series = []
+    for i, run in runs:
+        for n, line in enumerate(chart.lines):
+            points = [(x, y * line.scale) for x, y in run.series(line.kind, line.key)]
+            if points:
+                name = f"{labels[i]}, {line.label}" if len(chart.lines) > 1 else labels[i]
+                alone = len(runs) == 1
+                style = (i + n, "solid") if alone else (i, "dashed" if n else "solid")
+                series.append(Series(line.label if alone else name, points, *style))
+    if not series:
+        return ""
+    values = [y for line in series for _, y in line.points]
+    wide = min(values) > 0 and max(values) > 20 * min(values)
+    svg = line_chart(series, y_label=chart.unit, log_y=chart.log and wide, zero=chart.zero)
+    legend = _legend(series) if len(series) > 1 else ""
+    return f"<figure><h3>{escape(chart.title)}</h3>{legend}{svg}</figure>"
+
+
+def _legend(series: Sequence[Series]) -> str:
+    items = "".join(
+        f'<li><i class="{line.dash}" style="color:{colour(line.colour)}"></i>{escape(line.label)}</li>'
+        for line in series
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _picture(picture: Picture) -> str:
+    """A PNG as a data address, with its epoch and what its columns are."""
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    title = f"Epoch {picture.epoch:g}" if picture.epoch is not None else picture.path.stem
+    caption = f"<figcaption class=soft>{escape(picture.caption)}</figcaption>" if picture.caption else ""
+    image = f'<img src="data:image/png;base64,{data}" alt="{escape(picture.caption or title)}">'
+    return f'<figure class="picture"><h3>{escape(title)}</h3>{image}{caption}</figure>'
+
+
+def _evenly(pictures: Sequence[Picture], most: int) -> list[Picture]:
+    """At most `most` of them, first and last among them."""
+    if len(pictures) <= most:
+        return list(pictures)
+    return [pictures[round(i * (len(pictures) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,108 @@
+"""Pictures side by side: images back from their normalisation, masked patches greyed, sheets of labelled columns."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mfm_core.report.atomic import write_bytes
+
+_PAPER, _INK, _FAINT, _FRAME = (250, 250, 248), (38, 40, 46), (108, 112, 122), (222, 222, 217)
+_GREY = (136, 138, 142)
+_MARGIN, _GUTTER, _TITLE, _CAPTION = 16, 10, 30, 22
+_SMALLEST_PANEL = 192
+
+
+def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """`image` (C, H, W), normalised by `mean` and `std` of each channel, back to (H, W, 3) uint8; C is 3 or 1."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"an image to show must be (3, H, W) or (1, H, W), not {tuple(image.shape)}")
+    pixels = image.detach().float().cpu() * image.new_tensor(std, device="cpu").float()[:, None, None]
+    pixels = pixels + image.new_tensor(mean, device="cpu").float()[:, None, None]
+    pixels = (pixels.nan_to_num(0.0).clamp(0, 1) * 255).round().byte()
+    return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+
+
+def masked_image(image: np.ndarray, mask: Tensor | np.ndarray, patch: int | tuple[int, int]) -> np.ndarray:
+    """A copy of `image` (H, W, 3) uint8 with the patches where `mask` (h, w) is True greyed; `patch` in pixels."""
+    high, wide = (patch, patch) if isinstance(patch, int) else patch
+    hidden = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    hidden = hidden.astype(bool).repeat(high, axis=0).repeat(wide, axis=1)
+    if hidden.shape != image.shape[:2]:
+        raise ValueError(f"a mask over {hidden.shape} pixels does not fit an image of {image.shape[:2]}")
+    return np.where(hidden[..., None], np.array(_GREY, np.uint8), image)
+
+
+def sheet(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None = None
+) -> Image.Image:
+    """Rows of images (H, W, 3) uint8 under column `titles`, with gutters, and a line of `captions` under each row.
+
+    Every panel has the width of the largest image, at least 192 pixels: smaller images are enlarged by whole pixels
+    where their size divides it (64 becomes 256 beside 256), smoothly where it does not. Rows may be short.
+    """
+    if not rows or not titles or any(len(row) > len(titles) for row in rows):
+        raise ValueError(f"a sheet needs rows, each with at most as many images as titles ({len(titles)})")
+    side = _panel_side(rows)
+    shown = [[_enlarge(image, side) for image in row] for row in rows]
+    heights = [max((panel.height for panel in row), default=0) for row in shown]
+    below = _CAPTION if captions else 0
+    width = 2 * _MARGIN + len(titles) * side + (len(titles) - 1) * _GUTTER
+    height = _MARGIN // 2 + _TITLE + sum(h + below + _GUTTER for h in heights) - _GUTTER + _MARGIN
+    page = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(page)
+    left = [_MARGIN + i * (side + _GUTTER) for i in range(len(titles))]
+    top = _MARGIN // 2 + _TITLE
+    for x, title in zip(left, titles):
+        _write(draw, title, (x, top - 8), side, 15, _INK)
+    for n, (row, tall) in enumerate(zip(shown, heights)):
+        for x, panel in zip(left, row):
+            page.paste(panel, (x, top))
+            draw.rectangle((x - 1, top - 1, x + panel.width, top + panel.height), outline=_FRAME)
+        if captions and n < len(captions):
+            _write(draw, captions[n], (_MARGIN, top + tall + 17), width - 2 * _MARGIN, 12, _FAINT)
+        top += tall + below + _GUTTER
+    return page
+
+
+def save_png(image: Image.Image | np.ndarray, path: str | PathLike[str]) -> None:
+    """Writes a picture atomically; `image` is PIL's or (H, W, 3) uint8. Raises `UserError` where it cannot be written."""
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+    memory = io.BytesIO()
+    picture.save(memory, format="PNG", optimize=True)
+    write_bytes(Path(path), memory.getvalue())
+
+
+def _panel_side(rows: Sequence[Sequence[np.ndarray]]) -> int:
+    """A common width: the widest image's, enlarged by whole pixels to 192 or more."""
+    widest = max((image.shape[1] for row in rows for image in row), default=_SMALLEST_PANEL)
+    return widest * max(1, math.ceil(_SMALLEST_PANEL / widest))
+
+
+def _enlarge(image: np.ndarray, side: int) -> Image.Image:
+    """`image` at width `side`, its proportions kept."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    size = (side, max(1, round(picture.height * side / picture.width)))
+    if size == picture.size:
+        return picture
+    return picture.resize(size, Image.Resampling.NEAREST if side % picture.width == 0 else Image.Resampling.BICUBIC)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], room: int, size: int, colour: tuple[int, int, int]
+) -> None:
+    """One line of `text` on the baseline at `at`, shortened with an ellipsis to `room` pixels."""
+    font = ImageFont.load_default(size)
+    text = " ".join(text.split())
+    if draw.textlength(text, font=font) > room:
+        while text and draw.textlength(text + "…", font=font) > room:
+            text = text[:-1]
+        text = text.rstrip() + "…"
+    draw.text(at, text, font=font, fill=colour, anchor="ls")
