@@ -1,4 +1,4 @@
-"""Writes the HTML report of one or several runs: python tools/report.py RUN_FOLDER [RUN_FOLDER ...] --out report.html"""
+"""Writes the HTML report of one or several runs: python tools/report.py RUN_FOLDER [RUN_FOLDER …] --out FILE"""
 
 from __future__ import annotations
 

@@ -16,20 +16,18 @@ import numpy as np
 
 LINE_COLOURS = ("#2563a8", "#d1620f", "#2f8a4c", "#a8327f", "#6b55c4", "#8a6d1d", "#138a8f", "#b3363b")
 """On light paper, for the first eight runs; then they repeat."""
-_MOST_POINTS = 400
-_MARKED_POINTS = 40
+_MOST_POINTS = 160
+_MARKED_POINTS = 20
 _INK, _GRID = "#6f7480", "#d8d9dc"
-_DASHES = {"solid": "-", "dashed": (0, (4, 2))}
 
 
 @dataclass
 class Series:
-    """One line: `points` as (x, y), the number of its colour, solid or dashed."""
+    """One line: its (x, y), the number of its colour, solid or dashed."""
 
-    label: str
     points: list[tuple[float, float]]
     colour: int = 0
-    dash: str = "solid"
+    dashed: bool = False
 
 
 def line_chart(
@@ -37,7 +35,7 @@ def line_chart(
 ) -> str:
     """An `<svg>` element with the lines of `series`.
 
-    A line of more than 400 points is drawn as means over equal stretches, on a band from their smallest to their
+    A line of more than 160 points is drawn as means over equal stretches, on a band from their smallest to their
     largest value. `log_y` acts where all values are positive. `zero` lets the axis start at 0.
     """
     import matplotlib  # slow to import: only when a chart is drawn
@@ -91,7 +89,7 @@ def _draw(axes: Any, line: Series) -> None:
     if (high > low).any():
         axes.fill_between(x, low, high, color=paint, alpha=0.16, linewidth=0)
     marker = "o" if len(x) <= _MARKED_POINTS else None
-    style = {"linewidth": 1.7, "linestyle": _DASHES[line.dash], "solid_joinstyle": "round"}
+    style = {"linewidth": 1.7, "linestyle": (0, (4, 2)) if line.dashed else "-", "solid_joinstyle": "round"}
     axes.plot(x, mean, color=paint, marker=marker, markersize=2.6, **style)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -43,9 +43,9 @@ CHARTS = (
     Chart("Learning rate", (Line("step", "lr", "learning rate"),), zero=True),
     Chart("Gradient norm, before clipping", (Line("step", "grad_norm", "gradient norm"),), log=True),
     Chart("Share of clipped steps", (Line("epoch", "clipped_share", "clipped", 100.0),), "%", zero=True),
-    Chart("Effective rank of features (RankMe)", (Line("epoch", "feature_rank", "rank"),), zero=True),
-    Chart("Standard deviation of features, 1 = spread evenly", (Line("epoch", "feature_std", "std"),), zero=True),
-    Chart("Training speed", (Line("step", "images_per_s", "images/s"),), "images/s", zero=True),
+    Chart("Effective rank of features", (Line("epoch", "feature_rank", "rank"),), "RankMe", zero=True),
+    Chart("Spread of features", (Line("epoch", "feature_std", "spread"),), "1 = evenly over the sphere", zero=True),
+    Chart("Training speed", (Line("step", "images_per_s", "images/s"),), "images per second", zero=True),
 )
 _SHOWN_ELSEWHERE = {"step", "epoch", "seconds", "eta_s", "memory_gb", "train_loss", "images_per_s"}
 
@@ -60,7 +60,8 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> str:
         others = "".join(_figure(chart, numbered, labels) for chart in _other_charts(run for _, run in numbered))
         body = f'<div class="charts">{shown}</div>' if shown else ""
         if others:
-            body += f'<details style="margin-top:14px"><summary>More</summary><div class="charts">{others}</div></details>'
+            more = f'<summary>More</summary><div class="charts">{others}</div>'
+            body += f'<details class="more">{more}</details>'
         title = f"Curves: {task}" if len(tasks) > 1 and task else "Curves"
         sections.append(section(title, body))
     return "".join(sections)
@@ -82,7 +83,7 @@ def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
     return section("Pictures", "".join(parts))
 
 
-def _other_charts(runs: object) -> list[Chart]:
+def _other_charts(runs: Iterable[Run]) -> list[Chart]:
     """A chart for each further number that the runs logged."""
     known = {(line.kind, line.key) for chart in CHARTS for line in chart.lines}
     found: dict[tuple[str, str], None] = {}
@@ -93,31 +94,37 @@ def _other_charts(runs: object) -> list[Chart]:
 
 
 def _figure(chart: Chart, runs: Sequence[tuple[int, Run]], labels: Sequence[str]) -> str:
-    """One chart with its legend; colour tells the run, dashes the second line, unless there is one run only."""
+    """One chart with its legend; with several runs colour tells the run and dashes the second line."""
+    alone = len(runs) == 1
     series = []
     for i, run in runs:
         for n, line in enumerate(chart.lines):
             points = [(x, y * line.scale) for x, y in run.series(line.kind, line.key)]
             if points:
-                name = f"{labels[i]}, {line.label}" if len(chart.lines) > 1 else labels[i]
-                alone = len(runs) == 1
-                style = (i + n, "solid") if alone else (i, "dashed" if n else "solid")
-                series.append(Series(line.label if alone else name, points, *style))
+                series.append(Series(points, i + n if alone else i, bool(n) and not alone))
     if not series:
         return ""
     values = [y for line in series for _, y in line.points]
     wide = min(values) > 0 and max(values) > 20 * min(values)
-    svg = line_chart(series, y_label=chart.unit, log_y=chart.log and wide, zero=chart.zero)
-    legend = _legend(series) if len(series) > 1 else ""
-    return f"<figure><h3>{escape(chart.title)}</h3>{legend}{svg}</figure>"
+    svg = line_chart(series, log_y=chart.log and wide, zero=chart.zero)
+    unit = f' <span class="soft">{escape(chart.unit)}</span>' if chart.unit else ""
+    return f"<figure><h3>{escape(chart.title)}{unit}</h3>{_legend(chart, runs, labels)}{svg}</figure>"
 
 
-def _legend(series: Sequence[Series]) -> str:
-    items = "".join(
-        f'<li><i class="{line.dash}" style="color:{colour(line.colour)}"></i>{escape(line.label)}</li>'
-        for line in series
-    )
-    return f'<ul class="legend">{items}</ul>'
+def _legend(chart: Chart, runs: Sequence[tuple[int, Run]], labels: Sequence[str]) -> str:
+    """What the colours and the dashes of a chart mean; nothing where there is one line."""
+    drawn = [(n, line) for n, line in enumerate(chart.lines) if any(r.series(line.kind, line.key) for _, r in runs)]
+    if len(runs) == 1:
+        entries = [(colour(runs[0][0] + n), "solid", line.label) for n, line in drawn]
+    else:
+        shown = [i for i, run in runs if any(run.series(line.kind, line.key) for line in chart.lines)]
+        entries = [(colour(i), "solid", labels[i]) for i in shown]
+        if len(drawn) > 1:
+            entries += [("var(--ink-soft)", "dashed" if n else "solid", line.label) for n, line in drawn]
+    if len(entries) < 2:
+        return ""
+    items = (f'<li><i class="{dash}" style="color:{ink}"></i>{escape(label)}</li>' for ink, dash, label in entries)
+    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def _picture(picture: Picture) -> str:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mfm_core.report.atomic import write_bytes
 
-_PAPER, _INK, _FAINT, _FRAME = (250, 250, 248), (38, 40, 46), (108, 112, 122), (222, 222, 217)
+_CLEAR, _INK = (0, 0, 0, 0), (126, 131, 141, 255)
+"""Text stands on whatever the picture is shown on: no ground of its own, and a grey that reads on light and dark."""
 _GREY = (136, 138, 142)
-_MARGIN, _GUTTER, _TITLE, _CAPTION = 16, 10, 30, 22
+_MARGIN, _GUTTER, _TITLE, _CAPTION = 4, 10, 28, 22
 _SMALLEST_PANEL = 192
 
 
@@ -47,6 +48,7 @@ def sheet(
 
     Every panel has the width of the largest image, at least 192 pixels: smaller images are enlarged by whole pixels
     where their size divides it (64 becomes 256 beside 256), smoothly where it does not. Rows may be short.
+    The sheet is RGBA without a ground, to stand on a light or a dark page.
     """
     if not rows or not titles or any(len(row) > len(titles) for row in rows):
         raise ValueError(f"a sheet needs rows, each with at most as many images as titles ({len(titles)})")
@@ -55,25 +57,24 @@ def sheet(
     heights = [max((panel.height for panel in row), default=0) for row in shown]
     below = _CAPTION if captions else 0
     width = 2 * _MARGIN + len(titles) * side + (len(titles) - 1) * _GUTTER
-    height = _MARGIN // 2 + _TITLE + sum(h + below + _GUTTER for h in heights) - _GUTTER + _MARGIN
-    page = Image.new("RGB", (width, height), _PAPER)
+    height = _TITLE + sum(h + below + _GUTTER for h in heights) - _GUTTER + _MARGIN
+    page = Image.new("RGBA", (width, height), _CLEAR)
     draw = ImageDraw.Draw(page)
     left = [_MARGIN + i * (side + _GUTTER) for i in range(len(titles))]
-    top = _MARGIN // 2 + _TITLE
+    top = _TITLE
     for x, title in zip(left, titles):
-        _write(draw, title, (x, top - 8), side, 15, _INK)
+        _write(draw, title, (x, top - 8), side, 15)
     for n, (row, tall) in enumerate(zip(shown, heights)):
         for x, panel in zip(left, row):
             page.paste(panel, (x, top))
-            draw.rectangle((x - 1, top - 1, x + panel.width, top + panel.height), outline=_FRAME)
         if captions and n < len(captions):
-            _write(draw, captions[n], (_MARGIN, top + tall + 17), width - 2 * _MARGIN, 12, _FAINT)
+            _write(draw, captions[n], (_MARGIN, top + tall + 17), width - 2 * _MARGIN, 12)
         top += tall + below + _GUTTER
     return page
 
 
 def save_png(image: Image.Image | np.ndarray, path: str | PathLike[str]) -> None:
-    """Writes a picture atomically; `image` is PIL's or (H, W, 3) uint8. Raises `UserError` where it cannot be written."""
+    """Writes a picture atomically; `image` is PIL's or (H, W, 3) uint8. Raises `UserError` where that fails."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
     memory = io.BytesIO()
     picture.save(memory, format="PNG", optimize=True)
@@ -95,9 +96,7 @@ def _enlarge(image: np.ndarray, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if side % picture.width == 0 else Image.Resampling.BICUBIC)
 
 
-def _write(
-    draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], room: int, size: int, colour: tuple[int, int, int]
-) -> None:
+def _write(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], room: int, size: int) -> None:
     """One line of `text` on the baseline at `at`, shortened with an ellipsis to `room` pixels."""
     font = ImageFont.load_default(size)
     text = " ".join(text.split())
@@ -105,4 +104,4 @@ def _write(
         while text and draw.textlength(text + "…", font=font) > room:
             text = text[:-1]
         text = text.rstrip() + "…"
-    draw.text(at, text, font=font, fill=colour, anchor="ls")
+    draw.text(at, text, font=font, fill=_INK, anchor="ls")

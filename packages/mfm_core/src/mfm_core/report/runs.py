@@ -161,7 +161,7 @@ def _start(run: Run, record: Record) -> None:
 
 
 def _place(run: Run, kind: str, record: Record) -> None:
-    """Adds a step or epoch. One that lies at or before earlier ones replaces them: the run went back to a checkpoint."""
+    """Adds a step or epoch. It replaces earlier ones from its place on: the run went back to a checkpoint."""
     place = number(record.get("step"))
     if kind == "step":
         if place is None:

@@ -25,6 +25,7 @@ body {
 main { max-width: 1120px; margin: 0 auto; padding: 36px 24px 64px; }
 h1 { font-size: 27px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 40px 0 12px; padding-top: 18px; border-top: 1px solid var(--rule); }
+h3 .soft { font-weight: 400; font-size: 12.5px; margin-left: 4px; }
 h3 { font-size: 14px; margin: 20px 0 8px; font-weight: 600; overflow-wrap: anywhere; }
 p { margin: 0 0 10px; }
 .soft, figcaption { color: var(--ink-soft); }
@@ -38,29 +39,33 @@ code, .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu San
 .numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 10px; margin: 20px 0 0; }
 .number { background: var(--card); border: 1px solid var(--rule); border-radius: 9px; padding: 11px 14px 10px; }
 .number dt { color: var(--ink-soft); font-size: 12.5px; }
-.number dd { margin: 1px 0 0; font-size: 23px; font-weight: 600; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.number dd small { font-size: 14px; font-weight: 500; }
+.number dd { margin: 1px 0 0; font-size: 23px; font-weight: 600; line-height: 1.25; }
 .number .note { color: var(--ink-soft); font-size: 12px; line-height: 1.35; font-weight: 400; margin-top: 2px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(470px, 100%), 1fr)); gap: 14px; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 9px; padding: 12px 14px 8px; }
+figure { margin: 0; padding: 12px 14px 8px; }
+figure { background: var(--card); border: 1px solid var(--rule); border-radius: 9px; }
 figure h3 { margin: 0 0 2px; }
 figure svg { display: block; width: 100%; height: auto; font-family: inherit; }
-.legend { display: flex; flex-wrap: wrap; gap: 1px 16px; margin: 0 0 4px; padding: 0; list-style: none; font-size: 12.5px; }
+.legend { display: flex; flex-wrap: wrap; gap: 1px 16px; margin: 0 0 4px; padding: 0; list-style: none; }
+.legend { font-size: 12.5px; }
 .legend li { display: flex; align-items: center; gap: 6px; color: var(--ink-soft); overflow-wrap: anywhere; }
 .legend i { flex: none; width: 18px; border-top: 2.5px solid; }
 .legend i.dashed { border-top-style: dashed; }
 .picture { padding: 12px 14px; margin: 0 0 14px; }
-.picture img { display: block; max-width: 100%; height: auto; border-radius: 4px; margin: 8px 0 2px; }
+.picture img { display: block; max-width: 100%; height: auto; margin: 4px 0 2px; }
 .table { overflow-x: auto; background: var(--card); border: 1px solid var(--rule); border-radius: 9px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 6px 12px; border-bottom: 1px solid var(--rule); vertical-align: top; }
 tr:last-child td, tr:last-child > th { border-bottom: 0; }
-thead th { color: var(--ink-soft); font-weight: 500; font-size: 12.5px; background: var(--tint); white-space: nowrap; }
+thead th { color: var(--ink-soft); font-weight: 500; font-size: 12.5px; background: var(--tint); }
+.runs th { color: var(--ink); font-weight: 600; min-width: 130px; }
 tbody th { font-weight: 500; }
 .figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .best { font-weight: 700; color: var(--good); }
 td.wide, th.wide { overflow-wrap: anywhere; min-width: 150px; }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
+.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
+.numbers-table { margin-top: 20px; }
+.more { margin-top: 14px; }
 details { margin: 0 0 10px; }
 summary { cursor: pointer; font-weight: 500; padding: 3px 0; }
 details > .table { margin-top: 6px; }

@@ -45,19 +45,19 @@ def headline(run: Run) -> str:
 
 
 def comparison(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """The headline numbers of several runs as a table; in each column that has one, the best of a task is marked."""
-    columns = [m for m in MEASURES if any(m.value(run) is not None for run in runs)]
-    head = "".join(f'<th class="figure">{escape(m.title)}</th>' for m in columns)
-    rows = []
-    for i, (run, label) in enumerate(zip(runs, labels)):
-        swatch = f'<span class="swatch" style="background:{colour(i)}"></span>'
-        cells = "".join(_compared(measure, run, runs) for measure in columns)
-        rows.append(
-            f'<tr><th class="wide">{swatch}{escape(label)}</th><td>{escape(run.task)}</td>'
-            f"<td>{status_pill(run)}</td>{cells}</tr>"
-        )
-    table = f"<thead><tr><th>Run</th><th>Task</th><th>State</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="table" style="margin-top:20px"><table>{table}</table></div>'
+    """The headline numbers of several runs as a table, a column for each; the best of a task is marked."""
+    swatches = [f'<span class="swatch" style="background:{colour(i)}"></span>' for i in range(len(runs))]
+    names = "".join(f'<th class="wide">{swatch}{escape(label)}</th>' for swatch, label in zip(swatches, labels))
+    rows = [
+        "<tr><th>Task</th>" + "".join(f"<td>{escape(run.task)}</td>" for run in runs) + "</tr>",
+        "<tr><th>State</th>" + "".join(f"<td>{status_pill(run)}</td>" for run in runs) + "</tr>",
+    ]
+    for measure in MEASURES:
+        if any(measure.value(run) is not None for run in runs):
+            cells = "".join(_compared(measure, run, runs) for run in runs)
+            rows.append(f"<tr><th>{escape(measure.title)}</th>{cells}</tr>")
+    table = f'<thead class="runs"><tr><th></th>{names}</tr></thead><tbody>{"".join(rows)}</tbody>'
+    return f'<div class="table numbers-table"><table>{table}</table></div>'
 
 
 def status_pill(run: Run) -> str:
@@ -129,7 +129,7 @@ def environment(runs: Sequence[Run], labels: Sequence[str]) -> str:
     return section("Environment", _table(["", *labels] if len(runs) > 1 else [], rows))
 
 
-def section(title: str, body: str, anchor: str = "") -> str:
+def section(title: str, body: str) -> str:
     """A titled part of the page; nothing where `body` is empty. `title` is plain text, `body` is HTML."""
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
@@ -151,10 +151,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], figures: Sequence
 def _compared(measure: Measure, run: Run, runs: Sequence[Run]) -> str:
     value = measure.value(run)
     if value is None:
-        return '<td class="figure soft">–</td>'
+        return '<td class="soft">–</td>'
     rivals = [v for other in runs if other.task == run.task and (v := measure.value(other)) is not None]
     best = measure.more_is_better and len(rivals) > 1 and value == max(rivals)
-    return f'<td class="figure{" best" if best else ""}">{escape(measure.show(value))}</td>'
+    shown, note = escape(measure.show(value)), escape(measure.note(run))
+    below = f'<div class="soft">{note}</div>' if note else ""
+    return f'<td>{f"<strong class=best>{shown}</strong>" if best else shown}{below}</td>'
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
