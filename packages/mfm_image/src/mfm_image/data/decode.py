@@ -43,24 +43,22 @@ class ImageReader:
     ...     pixels = image.decode(largest_reduction(image.height, image.width, ...))
 
     Args:
-        path: of the file; used in messages only where `data` is given.
-        data: its content, where it has been read already.
+        path: of the file. Inside the context, `data` is its content, `width`, `height` and `mode` (PIL's) its header.
 
     Raises:
         UnreadableImage: on entering the context, for files PIL cannot identify.
     """
 
-    def __init__(self, path: str, data: bytes | None = None) -> None:
-        self.path, self._data = path, data
+    def __init__(self, path: str) -> None:
+        self.path = path
 
     def __enter__(self) -> ImageReader:
         with _readable(self.path):
-            if self._data is None:
-                with open(self.path, "rb") as file:
-                    self._data = file.read()
-            if not self._data:
+            with open(self.path, "rb") as file:
+                self.data = file.read()
+            if not self.data:
                 raise UnreadableImage(self.path, "the file is empty")
-            self._image = Image.open(io.BytesIO(self._data))
+            self._image = Image.open(io.BytesIO(self.data))
         self.width, self.height = self._image.size
         self.mode = self._image.mode
         return self
@@ -80,7 +78,7 @@ class ImageReader:
         """
         if reduction == 1 and self._image.format == "JPEG" and self.mode == "RGB":
             try:
-                return decode_jpeg(torch.frombuffer(bytearray(self._data), dtype=torch.uint8), ImageReadMode.RGB)
+                return decode_jpeg(torch.frombuffer(bytearray(self.data), dtype=torch.uint8), ImageReadMode.RGB)
             except RuntimeError:
                 pass  # PIL decides whether the file is readable, and says why not
         with _readable(self.path):

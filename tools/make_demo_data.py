@@ -1,0 +1,139 @@
+"""Draws the demo data: JPEG files in ImageNet's layout, offline, the same bytes for the same seed.
+
+Ten classes, five shapes with two textures each. Every colour, position, scale and angle is drawn in the same way for
+all classes, and all shapes cover the same area, so mean colour tells nothing: form and texture do.
+`python tools/make_demo_data.py --out data/demo`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHAPES = ("cross", "disc", "ring", "square", "triangle")
+TEXTURES = ("checks", "stripes")
+CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
+OVERSAMPLING = 2
+MARKER = "demo.json"
+
+
+def shape_mask(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Where the shape is, in coordinates in which each covers the area of a disc of radius 1."""
+    if shape == "disc":
+        return x**2 + y**2 < 1
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) < 0.886
+    if shape == "triangle":
+        sides = [x * np.sin(a) + y * np.cos(a) for a in (0, 2 * np.pi / 3, 4 * np.pi / 3)]
+        return np.max(sides, axis=0) < 0.778
+    if shape == "ring":
+        return abs(np.hypot(x, y) - 0.928) < 0.2694
+    return (np.minimum(abs(x), abs(y)) < 0.415) & (np.maximum(abs(x), abs(y)) < 1.153)
+
+
+def texture_mask(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Where the second colour is: half of the area, in coordinates with a period of 1."""
+    stripes = np.sin(2 * np.pi * x) > 0
+    return stripes if texture == "stripes" else stripes ^ (np.sin(2 * np.pi * y) > 0)
+
+
+def rotated(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in a frame turned by `angle`."""
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+    """(size, size, 1) float32, roughly normal, with features of `size / cells` pixels."""
+    field = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
+    return np.asarray(field.resize((size, size), Image.Resampling.BICUBIC))[..., None]
+
+
+def colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two RGB colours whose brightness differs enough to see a texture of them."""
+    while True:
+        first, second = rng.uniform(20, 235, size=(2, 3))
+        if abs(first.mean() - second.mean()) > 50:
+            return first, second
+
+
+def draw(shape: str, texture: str, rng: np.random.Generator, size: int) -> Image.Image:
+    """One picture: a textured background, two lines that distract, the shape, and sensor noise."""
+    n = size * OVERSAMPLING
+    y, x = np.mgrid[0:n, 0:n].astype(np.float32) / n
+    ground, other = colors(rng)
+    blend = np.clip(0.5 + 0.35 * smooth_noise(rng, 4, n) + 0.15 * smooth_noise(rng, 12, n), 0, 1)
+    pixels = ground * blend + other * (1 - blend)
+    for _ in range(2):
+        across, _along = rotated(x - rng.uniform(0.1, 0.9), y - rng.uniform(0.1, 0.9), rng.uniform(0, np.pi))
+        pixels[abs(across) < rng.uniform(0.01, 0.03)] = rng.uniform(20, 235, size=3)
+    radius = rng.uniform(0.16, 0.27)
+    center = rng.uniform(0.3, 0.7, size=2)
+    u, v = x - center[0], y - center[1]
+    inside = shape_mask(shape, *(c / radius for c in rotated(u, v, rng.uniform(0, 2 * np.pi))))
+    period = rng.uniform(0.09, 0.14)
+    phase = rng.uniform(0, 1, size=2)
+    p, q = rotated(u, v, rng.uniform(0, np.pi))
+    second = texture_mask(texture, p / period + phase[0], q / period + phase[1])
+    first_color, second_color = colors(rng)
+    pixels[inside & ~second] = first_color
+    pixels[inside & second] = second_color
+    pixels = pixels.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3).mean(axis=(1, 3))
+    pixels += rng.normal(scale=6, size=pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+
+
+def write(root: Path, parameters: dict[str, int]) -> None:
+    """All files below `root`, and last the marker; image i of a class depends on the seed and its own place alone."""
+    for split_number, split in enumerate(("train", "val")):
+        for class_number, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(parameters[split]):
+                rng = np.random.default_rng([parameters["seed"], split_number, class_number, i])
+                draw(*name.split("_"), rng, parameters["size"]).save(folder / f"{i:03d}.JPEG", quality=92)
+    (root / MARKER).write_text(json.dumps(parameters, sort_keys=True) + "\n")
+
+
+def make(out: Path, parameters: dict[str, int]) -> str:
+    """Makes the folder `out` in one step, or leaves it where it is complete; says which in one line.
+
+    Raises:
+        SystemExit: where `out` holds something that this script did not make.
+    """
+    marker = out / MARKER
+    if marker.is_file() and json.loads(marker.read_text()) == parameters:
+        return f"{out} is complete"
+    if out.exists() and not marker.is_file() and any(out.iterdir()):
+        sys.exit(f"{out} was not made by this script; name another folder with --out, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+        made = Path(work) / "made"
+        write(made, parameters)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(made, out)
+    return f"{out}: {len(CLASSES)} classes, {parameters['train']} + {parameters['val']} images each"
+
+
+def main() -> None:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(description="Draws the demo data (JPEG files in ImageNet's layout).")
+    parser.add_argument("--out", type=Path, default=Path("data/demo"))
+    parser.add_argument("--train", type=int, default=200, help="training images per class")
+    parser.add_argument("--val", type=int, default=40, help="validation images per class")
+    parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    options = vars(parser.parse_args())
+    print(make(options.pop("out"), options))
+
+
+if __name__ == "__main__":
+    main()
