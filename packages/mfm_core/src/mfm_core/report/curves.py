@@ -74,11 +74,12 @@ def colour(number: int) -> str:
 
 
 def thin(points: list[tuple[float, float]], most: int = _MOST_POINTS) -> np.ndarray:
-    """Points as an array (n, 4) of x, mean, smallest and largest y, over at most `most` stretches of equal count."""
+    """Points as an array (n, 4) of x, mean, smallest and largest y, over at most `most` stretches of equal length."""
     xy = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     if len(xy) <= most:
         return np.column_stack([xy, xy[:, 1], xy[:, 1]])
-    parts = np.array_split(xy, most)
+    size = -(-len(xy) // most)
+    parts = (xy[i : i + size] for i in range(0, len(xy), size))
     return np.array([(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].min(), p[:, 1].max()) for p in parts])
 
 
@@ -89,7 +90,7 @@ def _draw(axes: Any, line: Series) -> None:
     if (high > low).any():
         axes.fill_between(x, low, high, color=paint, alpha=0.16, linewidth=0)
     marker = "o" if len(x) <= _MARKED_POINTS else None
-    style = {"linewidth": 1.7, "linestyle": (0, (4, 2)) if line.dashed else "-", "solid_joinstyle": "round"}
+    style = {"linewidth": 1.7, "linestyle": (0, (4, 2)) if line.dashed else "-", "clip_on": False}
     axes.plot(x, mean, color=paint, marker=marker, markersize=2.6, **style)
 
 

@@ -49,7 +49,7 @@ def _stroke(theta: float, size: int) -> np.ndarray:
     y, x = np.mgrid[0:size, 0:size] - (size - 1) / 2.0
     across = np.abs(x * math.sin(theta) + y * math.cos(theta))
     along = np.abs(x * math.cos(theta) - y * math.sin(theta))
-    half_width = max(0.5, size / 24.0)
+    half_width = max(0.5, size / 16.0)
     return np.clip(half_width + 0.5 - across, 0, 1) * np.clip(0.46 * size - along, 0, 1)
 
 

@@ -201,7 +201,7 @@ def _pictures(folder: Path, logged: dict[str, Record]) -> list[Picture]:
     home = folder.resolve()
     found: dict[Path, Picture] = {}
     for name, record in logged.items():
-        path = (home / name).resolve()
+        path = (home / name.replace("\0", "")).resolve()
         if path.is_relative_to(home) and _is_png(path):
             found[path] = Picture(path, number(record.get("epoch")), str(record.get("caption") or ""))
     for path in sorted(home.glob("pictures/*.png")):
@@ -211,9 +211,9 @@ def _pictures(folder: Path, logged: dict[str, Record]) -> list[Picture]:
 
 
 def _is_png(path: Path) -> bool:
-    """Whether a file opens as PNG; one being written by a run from elsewhere may not."""
+    """Whether a file is there and opens as PNG."""
     try:
         with path.open("rb") as file:
             return file.read(8) == b"\x89PNG\r\n\x1a\n"
-    except (OSError, ValueError):  # ValueError: a null character in the name
+    except OSError:
         return False
