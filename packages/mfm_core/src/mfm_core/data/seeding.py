@@ -17,7 +17,7 @@ def derive_seed(*name: int | str) -> int:
     Streams whose names differ in any part are independent (BLAKE2b of the name), and the number is the same on
     every machine and with every number of workers or ranks.
     """
-    digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, name)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -1,0 +1,198 @@
+"""Order, ranks, resuming and collating: the parts of loading that know nothing of images."""
+
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from mfm_core.data.loader import build_loader, collate
+from mfm_core.data.sampler import EvalSampler, TrainSampler
+from mfm_core.data.seeding import derive_seed, seeded
+from mfm_core.errors import UserError
+from mfm_core.interfaces import BadFile, Sample, SampleKey
+
+
+def indices(batches):
+    return [[key.index for key in batch] for batch in batches]
+
+
+def global_states():
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def assert_same_states(first, second):
+    assert first[0] == second[0]
+    assert all(np.array_equal(a, b) for a, b in zip(first[1], second[1]))
+    assert torch.equal(first[2], second[2])
+
+
+class Numbers(Dataset):
+    """Sample i of epoch e is the number 1000 e + i."""
+
+    def __getitem__(self, key):
+        return Sample(key.index, [torch.tensor([1000.0 * key.epoch + key.index])], label=key.index % 3)
+
+
+class Failing(Dataset):
+    def __getitem__(self, key):
+        raise UserError("one line, for the user")
+
+
+class Dying(Dataset):
+    def __getitem__(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- seeds ---------------------------------------------------------------------------------------------------------
+
+
+def test_derived_seeds_are_the_same_everywhere_and_differ_in_every_part():
+    assert derive_seed(0, "order", 1) == 8024286156118006313  # recorded: it must not change between releases
+    assert derive_seed(np.int64(0), "order", np.int64(1)) == derive_seed(0, "order", 1)
+    names = [(0, "order", 1), (1, "order", 0), (0, "order", 11), (0, "orde", 1), (0, "order", 1, 0), (0, "order")]
+    assert len({derive_seed(*name) for name in names}) == len(names)
+
+
+def test_seeded_block_repeats_and_leaves_the_outer_state_alone():
+    before = global_states()
+    draws = []
+    for _ in range(2):
+        with seeded(7):
+            draws.append((random.random(), np.random.rand(), torch.rand(1).item(), np.random.choice([1, 2, 3])))
+            with seeded(8):  # nesting must not disturb the outer block
+                np.random.rand()
+            draws[-1] += (np.random.rand(),)
+    assert draws[0] == draws[1]
+    assert_same_states(before, global_states())
+    with pytest.raises(ValueError), seeded(7):
+        raise ValueError
+    assert_same_states(before, global_states())
+
+
+# --- samplers ------------------------------------------------------------------------------------------------------
+
+
+def test_train_sampler_permutes_by_epoch_and_drops_the_last_incomplete_batch():
+    sampler = TrainSampler(23, batch_size=5, seed=3)
+    epochs = []
+    for epoch in (0, 1):
+        sampler.set_position(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 4
+        assert all(key.epoch == epoch and key.replacement == 0 for batch in batches for key in batch)
+        flat = sum(indices(batches), [])
+        assert len(set(flat)) == 20 and set(flat) <= set(range(23))
+        epochs.append(flat)
+    assert epochs[0] != epochs[1]
+    assert indices(TrainSampler(23, 5, seed=3)) == [epochs[0][i : i + 5] for i in range(0, 20, 5)]
+    assert indices(TrainSampler(23, 5, seed=4)) != indices(TrainSampler(23, 5, seed=3))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_together_see_the_global_batches_of_one_process(world_size):
+    alone = TrainSampler(50, batch_size=12, seed=1, start_epoch=2)
+    ranks = [TrainSampler(50, 12 // world_size, r, world_size, seed=1, start_epoch=2) for r in range(world_size)]
+    joined = [sum(parts, []) for parts in zip(*ranks)]
+    assert joined == list(alone)
+    assert {len(rank) for rank in ranks} == {len(alone)}
+
+
+def test_resuming_in_mid_epoch_yields_exactly_the_rest():
+    whole = TrainSampler(40, 4, seed=5, start_epoch=3)
+    resumed = TrainSampler(40, 4, seed=5, start_epoch=3, start_step=7)
+    assert list(resumed) == list(whole)[7:]
+    assert len(resumed) == len(whole) == 10
+    resumed.set_position(3, 10)
+    assert list(resumed) == []
+    with pytest.raises(ValueError):
+        resumed.set_position(3, 11)
+
+
+def test_batch_larger_than_the_data_set_is_one_clear_line():
+    with pytest.raises(UserError, match="TRAIN.BATCH_SIZE 256 is larger than the 100 training images") as error:
+        TrainSampler(100, batch_size=128, world_size=2)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("length", "batch_size", "world_size"), [(23, 4, 1), (23, 4, 2), (9, 4, 3), (8, 4, 2), (3, 4, 2)])
+def test_eval_sampler_yields_each_sample_once_over_all_ranks(length, batch_size, world_size):
+    ranks = [EvalSampler(length, batch_size, rank, world_size) for rank in range(world_size)]
+    assert sorted(key.index for rank in ranks for batch in rank for key in batch) == list(range(length))
+    for rank in ranks:
+        batches = list(rank)
+        assert len(batches) == len(rank)
+        assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert indices(EvalSampler(9, 4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+# --- collating -----------------------------------------------------------------------------------------------------
+
+
+def test_collate_keeps_the_views_of_a_sample_together_and_repeats_its_label():
+    samples = [
+        Sample(i, [torch.full((1, 2, 2), 10.0 * i + v) for v in range(2)], label=i + 5, masks=[torch.eye(2) > v for v in range(2)])
+        for i in (3, 1)
+    ]
+    batch = collate(samples)
+    assert batch.inputs[:, 0, 0, 0].tolist() == [30, 31, 10, 11]
+    assert batch.labels.tolist() == [8, 8, 6, 6] and batch.labels.dtype == torch.int64
+    assert batch.index.tolist() == [3, 3, 1, 1]
+    assert batch.mask.dtype == torch.bool and batch.mask[:, 0, 0].tolist() == [True, False, True, False]
+
+
+def test_collate_drops_samples_without_views_but_keeps_their_bad_files():
+    bad = [BadFile("a.jpg", "truncated")]
+    good = Sample(1, [torch.ones(3, 2, 2)], label=4)
+    batch = collate([Sample(0, [], label=2, bad=bad), good])
+    assert batch.labels.tolist() == [4] and batch.index.tolist() == [1] and batch.bad == bad and batch.mask is None
+    empty = collate([Sample(0, [], label=2, bad=bad)])
+    assert len(empty) == 0 and empty.labels.shape == (0,) and empty.bad == bad
+
+
+# --- the loader ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_follows_the_sampler_through_epochs_and_after_a_stop(workers):
+    sampler = TrainSampler(20, 4, seed=2)
+    loader = build_loader(Numbers(), sampler, workers)
+    for epoch, step in ((0, 0), (1, 0), (5, 3)):
+        sampler.set_position(epoch, step)
+        expected = [[1000.0 * key.epoch + key.index for key in batch] for batch in sampler]
+        assert [batch.inputs[:, 0].tolist() for batch in loader] == expected
+    sampler.set_position(6)
+    next(iter(loader))  # a run that stops here, and goes on elsewhere with the same workers
+    sampler.set_position(7, 2)
+    assert [batch.inputs[0, 0].item() for batch in loader] == [7000.0 + batch[0].index for batch in sampler]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_random_state_of_the_training_process_alone(workers):
+    loader = build_loader(Numbers(), TrainSampler(20, 4), workers)
+    before = global_states()
+    for _ in range(2):
+        list(loader)
+    assert_same_states(before, global_states())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_user_errors_of_a_data_set_arrive_as_they_are(workers):
+    with pytest.raises(UserError) as error:
+        list(build_loader(Failing(), TrainSampler(8, 4), workers))
+    assert str(error.value) == "one line, for the user"
+
+
+def test_a_dead_worker_is_explained():
+    with pytest.raises(UserError, match="memory.*DATA_LOADER.NUM_WORKERS") as error:
+        list(build_loader(Dying(), TrainSampler(8, 4), 1))
+    assert "\n" not in str(error.value)
+
+
+def test_sample_keys_travel_to_workers_as_keys():
+    """A worker that received plain tuples would lose `key.epoch`."""
+    batch = next(iter(build_loader(Numbers(), [[SampleKey(2, 1)]], 1)))
+    assert batch.inputs.item() == 2001

@@ -1,0 +1,108 @@
+"""Listing image folders, and what a user is told when one is not as it should be."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder as TorchvisionFolder
+
+from mfm_core.errors import UserError
+from mfm_image.data.folder import ImageFolder, PathTable, check_val_classes
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def relative(folder):
+    return [folder.paths.relative(i) for i in range(len(folder))]
+
+
+def test_lists_the_same_files_and_labels_as_torchvision(photo_folder):
+    ours, theirs = ImageFolder(photo_folder, "train"), TorchvisionFolder(str(photo_folder / "train"))
+    assert list(zip(ours.paths, ours.labels.tolist())) == theirs.samples
+    assert list(ours.classes) == theirs.classes and len(ours) == len(theirs)
+
+
+def test_nested_files_any_case_of_extension_and_hidden_files(tmp_path):
+    touch(tmp_path, "train/b/x.JPG", "train/b/deep/er/y.png", "train/a b/z.WebP", "train/a b/1.tif", "train/b/notes.txt")
+    touch(tmp_path, "train/b/.hidden.jpg", "train/.cache/x.jpg", "train/readme.jpg")
+    folder = ImageFolder(tmp_path, "train")
+    assert folder.classes == ("a b", "b")
+    assert relative(folder) == ["a b/1.tif", "a b/z.WebP", "b/deep/er/y.png", "b/x.JPG"]
+    assert folder.labels.tolist() == [0, 0, 1, 1]
+    assert folder.paths[2] == str(tmp_path / "train/b/deep/er/y.png") and folder.paths[-1].endswith("x.JPG")
+    with pytest.raises(IndexError):
+        folder.paths[4]
+
+
+def test_symbolic_links_are_followed_but_not_in_circles(tmp_path):
+    touch(tmp_path, "store/cats/1.jpg", "store/cats/2.jpg", "train/dog/1.jpg")
+    os.symlink(tmp_path / "store/cats", tmp_path / "train/cat")
+    os.symlink(tmp_path / "store/cats/1.jpg", tmp_path / "train/dog/linked.jpg")
+    os.symlink(tmp_path / "store/cats", tmp_path / "store/cats/self")
+    assert relative(ImageFolder(tmp_path, "train")) == ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/linked.jpg"]
+
+
+def test_names_that_are_not_utf8_and_pickling(tmp_path):
+    table = PathTable(tmp_path, ["a/ü.jpg", os.fsdecode(b"b/\xff.jpg"), ""])
+    copy = pickle.loads(pickle.dumps(table))
+    assert [copy.relative(i) for i in range(3)] == ["a/ü.jpg", os.fsdecode(b"b/\xff.jpg"), ""]
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "expected"),
+    [
+        ([], "train", "{root}/data does not exist; set DATA.PATH_TO_DATA_DIR"),
+        (["data/val/a/1.jpg"], "train", "{root}/data has no train/"),
+        (["data/train/1.jpg"], "train", "{root}/data/train has no class folders"),
+        (["data/train/a/1.jpg", "data/train/b/notes.txt"], "train", "{root}/data/train/b holds no image"),
+    ],
+)
+def test_a_folder_that_is_not_right_is_one_line_with_its_name(tmp_path, files, split, expected):
+    touch(tmp_path, *files)
+    with pytest.raises(UserError) as error:
+        ImageFolder(tmp_path / "data", split)
+    assert expected.format(root=tmp_path) in one_line(error)
+
+
+def test_val_takes_the_class_indices_of_train(tmp_path):
+    touch(tmp_path, *(f"train/{c}/1.jpg" for c in "abc"), "val/c/1.jpg", "val/b/1.jpg")
+    train = ImageFolder(tmp_path, "train")
+    val = ImageFolder(tmp_path, "val", classes=train.classes)
+    assert val.labels.tolist() == [1, 2] and val.classes == train.classes
+    check_val_classes(train, ImageFolder(tmp_path, "val"))  # a class that val lacks is fine
+
+
+def test_class_in_val_that_train_lacks_is_named(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "val/zebra/1.jpg")
+    train = ImageFolder(tmp_path, "train")
+    with pytest.raises(UserError, match="zebra") as error:
+        ImageFolder(tmp_path, "val", classes=train.classes)
+    assert str(tmp_path / "val") in one_line(error)
+    with pytest.raises(UserError, match="zebra"):
+        check_val_classes(train, ImageFolder(tmp_path, "val"))
+
+
+def test_fraction_is_balanced_seeded_and_nested(tmp_path):
+    touch(tmp_path, *(f"train/a/{i}.jpg" for i in range(40)), *(f"train/b/{i}.jpg" for i in range(20)), "train/c/0.jpg")
+    whole = relative(ImageFolder(tmp_path, "train"))
+    tenth, again, fifth = (ImageFolder(tmp_path, "train", fraction=f, seed=1) for f in (0.1, 0.1, 0.2))
+    assert np.bincount(tenth.labels).tolist() == [4, 2, 1]  # at least one
+    assert relative(tenth) == relative(again)
+    assert set(relative(tenth)) < set(relative(fifth)) < set(whole)
+    assert relative(fifth) == [name for name in whole if name in set(relative(fifth))]  # sorted as the whole
+    assert relative(ImageFolder(tmp_path, "train", fraction=0.1, seed=2)) != relative(tenth)
+    a, b = ([n.split("/")[1] for n in relative(fifth) if n.startswith(c)] for c in "ab")
+    assert set(b) != set(a[: len(b)])  # classes draw independently
+    with pytest.raises(UserError):
+        ImageFolder(tmp_path, "train", fraction=0.0)
