@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -133,11 +133,20 @@ class Task(Protocol):
 
     model: nn.Module
 
+    def prepare(self, batch: Batch) -> Batch:
+        """Mixes or changes a micro-batch on the device, drawing from the global generators (Mixup)."""
+
     def weight(self, batch: Batch) -> Tensor:
         """How many terms the loss of this batch averages over (masked tokens, images), a scalar float tensor."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over those terms, and detached scalars to log."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss over those terms, a scalar."""
 
-    def evaluate(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """Numbers for the epoch's log line."""
+    def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
+        """Numbers for the log line after `epoch` epochs. All ranks call it and get the same; accuracies in percent."""
+
+    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Any, str]]:
+        """(name, PIL image, caption) of each picture that is due after `epoch` epochs."""
+
+    def file_name(self, index: int) -> str:
+        """The path of training file `index`."""

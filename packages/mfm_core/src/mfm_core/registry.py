@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from fvcore.common.registry import Registry as _Registry
 
 from mfm_core.errors import UserError
+
+T = TypeVar("T")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -26,6 +28,15 @@ class Registry(_Registry):
     def __init__(self, role: str, key: str) -> None:
         super().__init__(role)
         self.key = key
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: registers an object as `name` (fvcore takes the object's own name)."""
+
+        def add(thing: T) -> T:
+            self._do_register(name, thing)
+            return thing
+
+        return add
 
     def get(self, name: str) -> Any:
         """The object registered as `name`; raises `UserError` where there is none."""

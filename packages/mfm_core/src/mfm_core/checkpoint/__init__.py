@@ -1,0 +1,1 @@
+"""Checkpoints: files (`io`), continuing a run (`resume`), starting from weights (`init_from`), layouts (`formats`)."""

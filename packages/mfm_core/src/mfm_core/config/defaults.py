@@ -247,7 +247,7 @@ _C.TRAIN.NONFINITE = "stop"
 _C.TRAIN.STOP_STEP = 0
 
 _C.TEST = CN()
-# Evaluate on the validation images when training is done, or alone where TRAIN.ENABLE is off.
+# Evaluate on the validation images where TRAIN.ENABLE is off.
 _C.TEST.ENABLE = True
 _C.TEST.DATASET = "kinetics"
 _C.TEST.BATCH_SIZE = 8

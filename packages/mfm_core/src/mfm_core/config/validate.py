@@ -45,6 +45,15 @@ FINETUNE_ONLY = (
     "MVIT.HEAD_INIT_SCALE",
 )
 MAE_ONLY = ("MASK.MAE_RND_MASK", "MASK.DECODER_DEPTH", "MASK.DECODER_EMBED_DIM")
+AT_LEAST_ONE = (
+    "TRAIN.BATCH_SIZE",
+    "TRAIN.ACCUM_STEPS",
+    "SOLVER.MAX_EPOCH",
+    "AUG.NUM_SAMPLE",
+    "NUM_SHARDS",
+    "LOG_PERIOD",
+    "TEST.BATCH_SIZE",
+)
 ALREADY_TRUE = {
     # Values that say what is the case for images anyway; no reason to warn of PySlowFast's own files.
     "DATA.NUM_FRAMES": 1,
@@ -113,7 +122,7 @@ def _refuse_method(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
-    for key in ("TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS", "SOLVER.MAX_EPOCH", "AUG.NUM_SAMPLE", "NUM_SHARDS", "LOG_PERIOD"):
+    for key in AT_LEAST_ONE:
         value = _get(cfg, key)
         if value < 1:
             yield f"{key} is {value}; it must be at least 1."

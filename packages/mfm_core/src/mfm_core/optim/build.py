@@ -32,7 +32,7 @@ def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer over the model's groups. The model offers `layer_of(name)`, `num_layers` and `no_weight_decay()`."""
+    """The optimizer over the model's groups; the model offers `layer_of`, `num_layers` and `no_weight_decay`."""
     groups = parameter_groups(
         model,
         cfg.SOLVER.WEIGHT_DECAY,

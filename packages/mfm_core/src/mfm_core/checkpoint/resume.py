@@ -1,0 +1,136 @@
+"""Continues a run exactly where it stopped: strict, everything, and only the same run.
+
+All randomness of a run is a function of its seed and position (see `engine.randomness`), so the position is the only
+random state there is to save.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from mfm_core.checkpoint.io import load_file_state, save_atomic
+from mfm_core.config.plan import RunPlan
+from mfm_core.errors import UserError
+
+logger = logging.getLogger(__name__)
+FORMAT = "mfm-1"
+_NAME = re.compile(r"checkpoint_(epoch|step)_(\d+)\.pyth")
+
+
+@dataclass
+class TrainState:
+    """Everything that a training step changes."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: nn.Module | None
+    step: int = 0
+    meters: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Sums of the running epoch, for its log line; scalars on the training device."""
+
+
+def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
+    """What must be equal for a checkpoint to belong to the same run; the number of processes may differ."""
+    return {
+        "task": plan.task,
+        "training files": plan.files,
+        "TRAIN.BATCH_SIZE over all machines": plan.batch_size,
+        "SOLVER.MAX_EPOCH": plan.epochs,
+        "RNG_SEED": seed,
+    }
+
+
+def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode) -> Path:
+    """Writes checkpoint_epoch_EEEEE.pyth at the end of an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
+    epoch, inside = divmod(state.step, plan.steps_per_epoch)
+    path = folder / (f"checkpoint_step_{state.step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
+    save_atomic(
+        {
+            "format": FORMAT,
+            "epoch": epoch,
+            "step": state.step,
+            "identity": identity(plan, cfg.RNG_SEED),
+            "model_state": state.model.state_dict(),
+            "optimizer_state": state.optimizer.state_dict(),
+            "scaler_state": state.scaler.state_dict(),
+            "ema_state": state.average.state_dict() if state.average is not None else None,
+            "meters": state.meters,
+            "cfg": cfg.dump(),
+        },
+        path,
+    )
+    if cfg.TRAIN.CHECKPOINT_KEEP > 0:
+        for old in list_checkpoints(folder, plan)[cfg.TRAIN.CHECKPOINT_KEEP :]:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path, plan: RunPlan) -> list[Path]:
+    """The folder's checkpoints, newest (by optimizer step) first."""
+    found = []
+    for path in folder.glob("checkpoint_*.pyth"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            step = int(match[2]) * (plan.steps_per_epoch if match[1] == "epoch" else 1)
+            found.append((step, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> Path | None:
+    """Restores the newest readable checkpoint of `folder` into `state`; None where there is none.
+
+    A corrupt file is warned of and the one before it is taken. Raises UserError for a checkpoint of another run.
+    """
+    paths = list_checkpoints(folder, plan)
+    for path in paths:
+        try:
+            content = load_file_state(str(path), key="TRAIN.AUTO_RESUME")
+        except UserError as error:
+            logger.warning("%s Taking the checkpoint before it.", error)
+            continue
+        restore(content, state, plan, seed, path)
+        return path
+    if paths:
+        raise UserError(f"TRAIN.AUTO_RESUME: no checkpoint in {folder} can be read; move them away to start afresh.")
+    return None
+
+
+def is_training_state(content: Any, plan: RunPlan) -> bool:
+    """Whether a checkpoint's content can be continued by a run of this task."""
+    return isinstance(content, dict) and content.get("format") == FORMAT and content["identity"]["task"] == plan.task
+
+
+def restore(content: dict[str, Any], state: TrainState, plan: RunPlan, seed: int, path: Path | str) -> None:
+    """Puts everything back in place. Raises UserError, naming what differs, for a checkpoint of another run."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} holds no training state; use it through TRAIN.CHECKPOINT_FILE_PATH instead.")
+    for what, here in identity(plan, seed).items():
+        there = content["identity"].get(what)
+        if there != here:
+            raise UserError(
+                f"{path} is of another run ({what}: {there} there, {here} here); set TRAIN.AUTO_RESUME False or "
+                "another OUTPUT_DIR to start afresh."
+            )
+    try:
+        state.model.load_state_dict(content["model_state"], strict=True)
+        if state.average is not None and content["ema_state"] is not None:
+            state.average.load_state_dict(content["ema_state"], strict=True)
+        state.optimizer.load_state_dict(content["optimizer_state"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path} is of another model or optimizer ({line}); take another OUTPUT_DIR, or set TRAIN.AUTO_RESUME False."
+        ) from None
+    state.scaler.load_state_dict(content["scaler_state"])
+    state.step = content["step"]
+    for name, value in content["meters"].items():
+        state.meters[name].copy_(value)

@@ -1,0 +1,153 @@
+"""What a run would do, without data or device: the way of one batch, parameters, FLOPs, memory, learning rate, steps.
+
+The model is built and called on torch's meta device, where tensors have shapes and no content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mfm_core.config.plan import RunPlan
+from mfm_core.interfaces import PretrainOutput
+
+GB = 1024**3
+
+
+@dataclass
+class RunDescription:
+    """stages: (what, shape, remark) along the way of one training batch on one process.
+
+    macs: multiply-adds of the forward pass for one input. state_bytes: parameters, gradients and optimizer state.
+    activation_bytes: what the forward pass of one micro-batch keeps for the backward pass.
+    """
+
+    parameters: int
+    trainable: int
+    plan: RunPlan
+    precision: str
+    stages: list[tuple[str, tuple, str]] = field(default_factory=list)
+    macs: int = 0
+    state_bytes: int = 0
+    activation_bytes: int = 0
+
+    def lines(self) -> list[str]:
+        """The table that `--dry-run` prints."""
+        plan, schedule = self.plan, self.plan.schedule
+        rows = [f"  {what:<34}{' x '.join(map(str, shape)):<28}{remark}" for what, shape, remark in self.stages]
+        total = (self.state_bytes + self.activation_bytes) / GB
+        return [
+            f"one micro-batch on one of {plan.world_size} process(es):",
+            *rows,
+            f"parameters      {self.parameters / 1e6:.2f} M ({self.parameters:,}), {self.trainable:,} trained",
+            f"compute         {self.macs / 1e9:.2f} GFLOPs forward per input (multiply-adds), "
+            f"{3 * self.macs * plan.batch_size * plan.views / 1e12:.2f} T per training step",
+            f"memory          about {total:.2f} GB per process: {self.state_bytes / GB:.2f} weights, gradients, optimizer; "
+            f"{self.activation_bytes / GB:.2f} activations ({self.precision})",
+            f"learning rate   {schedule.warmup_start:g} -> {schedule.base:g} in {schedule.warmup_epochs:g} epochs, "
+            f"{schedule.policy} to {schedule.end:g}",
+            f"batch           {plan.batch_size} files x {plan.views} view(s) per step = {plan.world_size} process(es) x "
+            f"{plan.accum_steps} micro-batch(es) x {plan.batch_per_rank // plan.accum_steps}",
+            f"steps           {plan.total_steps:,} = {plan.epochs} epochs x {plan.steps_per_epoch:,} "
+            f"({plan.files:,} training files)",
+        ]
+
+
+def describe_run(
+    model: nn.Module, example: tuple[Tensor, ...], plan: RunPlan, precision: str
+) -> RunDescription:
+    """Describes training `model`; `example` holds meta tensors for one input of the forward pass (batch size 1)."""
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    description = RunDescription(
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in trained),
+        plan=plan,
+        precision=precision,
+        state_bytes=sum(p.numel() * 4 * 4 for p in trained),
+    )
+    shadow = _on_meta(model)
+    micro = plan.batch_per_rank * plan.views // plan.accum_steps
+    with FlopCounterMode(display=False) as flops:
+        shadow(*example)
+    description.macs = flops.get_total_flops() // 2
+    batch = tuple(t.expand(micro, *t.shape[1:]) for t in example)
+    kept = _KeptBytes(shadow)
+    with kept.watch():
+        output, description.stages = _trace(shadow, batch)
+    description.activation_bytes = kept.total // (2 if precision != "fp32" else 1)
+    description.stages += _output_rows(output)
+    return description
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy of the model's structure without its content."""
+    import copy
+
+    shadow = copy.copy(model)
+    memo = {id(t): _meta_like(t) for t in (*model.parameters(), *model.buffers())}
+    shadow = copy.deepcopy(model, memo)
+    return shadow.train()
+
+
+def _meta_like(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+class _KeptBytes:
+    """Counts the bytes of the distinct tensors that autograd keeps, parameters left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen = {p.untyped_storage()._cdata for p in model.parameters()}
+        self._alive: list[Tensor] = []
+        self.total = 0
+
+    def watch(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """The context to run the forward pass in."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)
+            self.total += storage.nbytes()
+        return tensor
+
+
+def _trace(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[object, list[tuple[str, tuple, str]]]:
+    """Runs the model and notes the shape that leaves each stage."""
+    rows: list[tuple[str, tuple, str]] = [("input", tuple(batch[0].shape), "float32, normalised")]
+    rows += [("mask", tuple(t.shape), "bool, True = hidden") for t in batch[1:]]
+    blocks = model.backbone.blocks
+    stages = {
+        "patch embedding": model.backbone.patch_embed,
+        f"block 1 of {len(blocks)}": blocks[0],
+        f"block {len(blocks)} of {len(blocks)}": blocks[-1],
+        "head": model.head,
+    }
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: rows.append((name, _shape(out), "")))
+        for name, module in stages.items()
+    ]
+    output = model(*batch)
+    for handle in handles:
+        handle.remove()
+    return output, rows
+
+
+def _shape(out: object) -> tuple:
+    return tuple(out[-1].shape) if isinstance(out, (list, tuple)) else tuple(out.shape)
+
+
+def _output_rows(output: object) -> list[tuple[str, tuple, str]]:
+    if not isinstance(output, PretrainOutput):
+        return []
+    return [
+        ("target", tuple(output.target.shape), "float32, no gradient"),
+        ("loss", tuple(output.loss.shape), "mean over the hidden tokens"),
+    ]

@@ -1,0 +1,44 @@
+"""Classification accuracy over a loader, each image counted once over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mfm_core.errors import UserError
+from mfm_core.interfaces import Batch
+from mfm_core.parallel.world import World
+
+
+def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many of the (B, classes) rows have their label (B,) among the k highest; fewer classes lower k."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(dim=1).sum()
+
+
+@torch.inference_mode()
+def evaluate_classifier(
+    model: nn.Module, loader: Iterable[Batch], world: World, autocast: Callable[[], AbstractContextManager]
+) -> dict[str, float]:
+    """top1 and top5 in percent and the mean cross-entropy val_loss, over the images of all ranks' loaders.
+
+    Unreadable images are not counted; `images` says how many were. Raises UserError where there was none.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    for batch in loader:
+        if not len(batch):
+            continue
+        batch = batch.to(world.device)
+        with autocast():
+            logits = model(batch.inputs).float()
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        top1, top5 = (correct_in_top(logits, batch.labels, k) for k in (1, 5))
+        sums += torch.stack([top1, top5, loss, torch.tensor(len(batch), device=world.device)]).double()
+    top1, top5, loss, images = world.all_sum(sums).tolist()
+    if not images:
+        raise UserError("None of the validation images can be read; check them with `run_net.py doctor`.")
+    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "val_loss": loss / images, "images": int(images)}

@@ -1,0 +1,63 @@
+"""Keeps a NaN, an infinity or an exploding loss from the weights, and says at which step and in which files it came.
+
+Nothing here waits for the device: faults are noted in tensors and read on logging steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from mfm_core.errors import UserError
+
+
+class StepGuard:
+    """Judges every step before the optimizer takes it.
+
+    on_nonfinite: stop | skip. explosion_factor: a loss above this multiple of its running mean stops the run; 0 is
+    off. tolerate_inf: under an fp16 scaler an infinite gradient is ordinary. history: steps between two `check`s.
+    """
+
+    def __init__(
+        self, device: torch.device, on_nonfinite: str, explosion_factor: float, tolerate_inf: bool, history: int
+    ) -> None:
+        self.on_nonfinite, self.explosion_factor, self.tolerate_inf = on_nonfinite, explosion_factor, tolerate_inf
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._stop_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._stop_loss = torch.zeros((), device=device)
+        self._running = torch.full((), float("nan"), device=device)
+        self._batches: deque[tuple[int, Tensor]] = deque(maxlen=history + 1)
+
+    def judge(self, step: int, loss: Tensor, grad_norm: Tensor, index: Tensor) -> Tensor:
+        """1.0 where this step must not reach the weights, else 0.0, on the device.
+
+        loss: of the whole step, over all ranks. index: the files of this process's batch, on the CPU.
+        """
+        self._batches.append((step, index))
+        nonfinite = ~torch.isfinite(loss) if self.tolerate_inf else ~torch.isfinite(grad_norm + loss)
+        exploded = torch.zeros_like(nonfinite)
+        if self.explosion_factor > 0:
+            exploded = loss > self.explosion_factor * self._running
+            self._running = torch.where(self._running.isnan(), loss, torch.lerp(self._running, loss, 0.02))
+        fault = nonfinite | exploded
+        self.skipped += fault
+        stops = fault if self.on_nonfinite == "stop" else exploded
+        first = stops & (self._stop_step < 0)
+        self._stop_step = torch.where(first, step, self._stop_step)
+        self._stop_loss = torch.where(first, loss, self._stop_loss)
+        return fault.float()
+
+    def check(self, file_name) -> None:
+        """Raises UserError where a step since the last call must stop the run; `file_name` maps an index to a path."""
+        step = int(self._stop_step)
+        if step < 0:
+            return
+        files = next((index.tolist() for s, index in self._batches if s == step), [])
+        names = ", ".join(file_name(i) for i in dict.fromkeys(files[:8]))
+        raise UserError(
+            f"Training stopped: at step {step} the loss was {float(self._stop_loss):.4g} or its gradient was not finite. "
+            f"That step did not reach the weights. Lower SOLVER.BASE_LR, set SOLVER.CLIP_GRAD_L2NORM, or set "
+            f"TRAIN.NONFINITE skip. The batch began with: {names}"
+        )

@@ -1,0 +1,127 @@
+"""What a run leaves behind in its folder while it goes: progress lines, JSON lines, TensorBoard, pictures, the report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mfm_core.errors import UserError
+from mfm_core.interfaces import BadFile
+from mfm_core.monitor.writers import JsonLines, TensorBoard, progress_line
+from mfm_core.report.html import write_report
+from mfm_core.report.panels import save_png
+
+logger = logging.getLogger(__name__)
+
+
+def setup_logging(folder: Path | None) -> None:
+    """Messages go to standard output and, in `folder`, to log.txt; `None` keeps all but errors quiet."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(handler)
+    if folder is None:
+        root.setLevel(logging.ERROR)
+        return
+    root.setLevel(logging.INFO)
+    file = logging.FileHandler(folder / "log.txt")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(file)
+
+
+def prepare_folder(path: str) -> Path:
+    """Makes `OUTPUT_DIR` and proves that it can be written; raises UserError otherwise."""
+    folder = Path(path)
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {path} cannot be written ({error.strerror}); choose another folder.") from None
+    return folder
+
+
+class RunLog:
+    """The log of the main process; `folder` None (all other processes) makes every call do nothing."""
+
+    def __init__(self, folder: Path | None, first_step: int = 0) -> None:
+        self.folder = folder
+        self.start_time = time.time()
+        self._bad: set[str] = set()
+        if folder is not None:
+            self._lines = JsonLines(folder / "log.jsonl")
+            self._board = TensorBoard(folder / "tensorboard", purge_step=first_step + 1)
+
+    def run(self, name: str, config: dict, environment: dict, plan: dict) -> None:
+        """The first line: what is run, with what, where."""
+        self._write("run", name=name, time=_now(), config=config, environment=environment, plan=plan)
+
+    def step(self, step: int, counters: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """A logging step: `counters` and `values` make the progress line, `values` the JSON line and TensorBoard."""
+        if self.folder is not None:
+            shown = {k: values[k] for k in ("loss", "lr", "images_per_s", "memory_gb", "eta_s")}
+            logger.info(progress_line(**counters, **shown))
+            self._write("step", step=step, **values)
+            self._board.scalars(step, values, prefix="train")
+
+    def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """The end of an epoch, with what was evaluated."""
+        if self.folder is not None:
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            logger.info("epoch %d done  %s", epoch, numbers)
+            self._write("epoch", epoch=epoch, step=step, **values)
+            self._board.scalars(step, values, prefix="epoch")
+
+    def bad_files(self, files: list[BadFile], epoch: int) -> None:
+        """Names each unreadable file once."""
+        for file in files:
+            if file.path not in self._bad:
+                self._bad.add(file.path)
+                self.warn(f"skipped {file.path}: {file.reason}", quiet=True)
+                self._write("bad_file", path=file.path, reason=file.reason, epoch=epoch)
+
+    def picture(self, name: str, image: Image.Image, caption: str, epoch: int, step: int) -> None:
+        """Saves a picture and shows it in the report and in TensorBoard."""
+        if self.folder is not None:
+            file = f"pictures/{name}_{epoch:05d}.png"
+            save_png(image, self.folder / file)
+            self._write("picture", file=file, caption=caption, epoch=epoch)
+            self._board.image(step, name, np.asarray(image.convert("RGB")))
+
+    def warn(self, message: str, quiet: bool = False) -> None:
+        """A warning, in the report too unless `quiet`."""
+        if self.folder is not None:
+            logger.warning("warning: %s", message)
+            if not quiet:
+                self._write("warning", message=message)
+
+    def end(self, status: str, message: str | None = None) -> None:
+        """The last line (`finished`, `stopped` or `failed`), and the report."""
+        if self.folder is not None:
+            self._write("end", time=_now(), seconds=time.time() - self.start_time, status=status, message=message)
+            self.report()
+            self._lines.close()
+            self._board.close()
+
+    def report(self) -> None:
+        """Writes report.html anew."""
+        if self.folder is not None:
+            write_report([self.folder], self.folder / "report.html")
+
+    def _write(self, kind: str, **values: Any) -> None:
+        if self.folder is not None:
+            self._lines.write({"kind": kind, **values})
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,192 @@
+"""One run from configuration to finished report: joins the processes, builds, resumes, trains or evaluates."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from timm.utils import ModelEmaV3
+
+from mfm_core.checkpoint.init_from import init_from
+from mfm_core.checkpoint.io import load_file_state
+from mfm_core.checkpoint.resume import TrainState, is_training_state, restore, resume_latest
+from mfm_core.config import RunPlan, plan_run, validate
+from mfm_core.data.loader import build_loader
+from mfm_core.data.sampler import TrainSampler
+from mfm_core.engine.dry_run import describe_run
+from mfm_core.engine.guard import StepGuard
+from mfm_core.engine.log import RunLog, prepare_folder, setup_logging
+from mfm_core.engine.precision import choose_precision
+from mfm_core.engine.randomness import seed_everything
+from mfm_core.engine.trainer import Settings, Trainer
+from mfm_core.errors import UserError
+from mfm_core.monitor.environment import describe
+from mfm_core.optim.build import build_optimizer
+from mfm_core.parallel.strategies import build_strategy
+from mfm_core.parallel.world import World, join_world, leave_world
+
+logger = logging.getLogger(__name__)
+TaskBuilder = Callable[[CfgNode, World, str], object]
+"""(configuration, world, precision) to a `Task` that also has `files`, `train_set` and `summary_input`."""
+
+
+def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
+    """Runs one process of `cfg` and returns the exit code: 0 done or saved on request, 2 for a user's error."""
+    log = RunLog(None)
+    try:
+        world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
+        folder = prepare_folder(cfg.OUTPUT_DIR)
+        setup_logging(folder if world.is_main else None)
+        warnings = validate(cfg)
+        precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
+        seed_everything(cfg.RNG_SEED, "weights")
+        task = build_task(cfg, world, precision)
+        plan = plan_run(cfg, task.files, world.size, world.num_shards if world.size > 1 else None)
+        if not cfg.TRAIN.ENABLE:
+            return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
+        trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
+        log = trainer.log
+        finished = trainer.train()
+        log.end("finished" if finished else "stopped")
+        if world.is_main:
+            logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
+        return 0
+    except UserError as error:
+        logger.error("error: %s", error)
+        log.end("failed", str(error))
+        return 2
+    except KeyboardInterrupt:
+        log.end("stopped", "interrupted")
+        return 130
+    finally:
+        leave_world()
+
+
+def build_trainer(
+    cfg: CfgNode, task, plan: RunPlan, world: World, folder: Path, precision: str, warnings: list[str]
+) -> Trainer:
+    """The trainer of `cfg`, with weights, optimizer and position restored where there is something to restore."""
+    strategy = build_strategy(cfg.DIST.STRATEGY, world)
+    model = task.model.to(world.device)
+    average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None
+    state = TrainState(
+        model=model,
+        optimizer=build_optimizer(model, cfg),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=precision == "fp16"),
+        average=average.module if average is not None else None,
+        meters={
+            name: torch.zeros((), dtype=torch.float64, device=world.device) for name in ("loss", "steps", "clipped")
+        },
+    )
+    notes = _restore(cfg, state, plan, folder)
+    log = RunLog(folder if world.is_main else None, first_step=state.step)
+    _log_start(cfg, task, plan, world, log, precision, warnings, notes)
+    sampler = TrainSampler(plan.files, plan.batch_per_rank, world.rank, world.size, cfg.RNG_SEED)
+    guard = StepGuard(
+        world.device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, precision == "fp16", cfg.LOG_PERIOD
+    )
+    stepped = torch.compile(model) if cfg.TRAIN.COMPILE else model
+    return Trainer(
+        task=task,
+        model=strategy.wrap(stepped),
+        state=state,
+        average=average,
+        loader=build_loader(task.train_set, sampler, cfg.DATA_LOADER.NUM_WORKERS, cfg.DATA_LOADER.PIN_MEMORY),
+        plan=plan,
+        settings=Settings.from_cfg(cfg, precision),
+        strategy=strategy,
+        world=world,
+        guard=guard,
+        log=log,
+        folder=folder / "checkpoints",
+        cfg=cfg,
+    )
+
+
+def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> list[str]:
+    """Continues this folder's run, or another's, or takes weights; what was done, in lines for the log."""
+    if cfg.TRAIN.AUTO_RESUME:
+        path = resume_latest(folder / "checkpoints", state, plan, cfg.RNG_SEED)
+        if path is not None:
+            return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
+    path = cfg.TRAIN.CHECKPOINT_FILE_PATH
+    if not path:
+        return []
+    if not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
+        content = load_file_state(path)
+        if is_training_state(content, plan):
+            restore(content, state, plan, cfg.RNG_SEED, path)
+            return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
+    report = init_from(state.model, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH)
+    if state.average is not None:
+        state.average.load_state_dict(state.model.state_dict())
+    return [f"weights from {path}", *report.lines()]
+
+
+def _log_start(
+    cfg: CfgNode, task, plan: RunPlan, world: World, log: RunLog, precision: str, warnings: list[str], notes: list[str]
+) -> None:
+    parameters = sum(p.numel() for p in task.model.parameters())
+    if world.is_main:
+        if cfg.LOG_MODEL_INFO:
+            for line in describe_run(task.model, task.summary_input, plan, precision).lines():
+                logger.info("%s", line)
+        where = f"{world.size} process(es) on {world.device.type}"
+        logger.info("%s, %s, %d training files, output in %s", where, precision, plan.files, log.folder)
+        if cfg.NUM_GPUS > 1 and world.size == 1:
+            warnings = [*warnings, f"NUM_GPUS {cfg.NUM_GPUS}: one process runs, for there is no GPU (or torchrun says so)."]
+        for note in notes:
+            logger.info("%s", note)
+    log.run(
+        name=Path(cfg.OUTPUT_DIR).resolve().name,
+        config=_plain(cfg),
+        environment={**describe(), "precision": precision, "processes": world.size, "device": str(world.device)},
+        plan={
+            "task": plan.task,
+            "parameters": parameters,
+            "epochs": plan.epochs,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "batch_size": plan.batch_size,
+            "images": plan.files,
+            "lr": plan.schedule.base,
+        },
+    )
+    for message in warnings:
+        log.warn(message)
+
+
+def _evaluate_only(
+    cfg: CfgNode, task, plan: RunPlan, world: World, folder: Path, precision: str, warnings: list[str]
+) -> int:
+    """TRAIN.ENABLE False: the numbers of `TEST.CHECKPOINT_FILE_PATH`, or of the newest checkpoint in OUTPUT_DIR."""
+    if not cfg.TEST.ENABLE:
+        raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
+    path = cfg.TEST.CHECKPOINT_FILE_PATH
+    if not path:
+        newest = sorted((folder / "checkpoints").glob("checkpoint_epoch_*.pyth"))
+        if not newest:
+            raise UserError("TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test.")
+        path = str(newest[-1])
+    report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
+    if report.missing or report.other_shape:
+        raise UserError(f"{path} lacks {', '.join(report.missing + report.other_shape)}; it cannot be tested by this config.")
+    log = RunLog(folder if world.is_main else None)
+    _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()])
+    values = task.evaluate(task.model.to(world.device).eval(), plan.epochs, last=True)
+    log.epoch(plan.epochs, 0, values)
+    log.end("finished")
+    return 0
+
+
+def _plain(node: CfgNode) -> dict:
+    return {key: _plain(value) if isinstance(value, dict) else value for key, value in node.items()}
+
+
+def exit_with(error: UserError) -> int:
+    """Prints the one line of a user's error and gives exit code 2."""
+    sys.stderr.write(f"error: {error}\n")
+    return 2

@@ -1,0 +1,260 @@
+"""The training loop: data, forward, loss, backward, clip, step. It never asks what it trains."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from mfm_core.checkpoint.resume import TrainState, save_checkpoint
+from mfm_core.config.plan import RunPlan
+from mfm_core.data.loader import Loader
+from mfm_core.engine.guard import StepGuard
+from mfm_core.engine.log import RunLog
+from mfm_core.engine.precision import autocast_factory
+from mfm_core.engine.randomness import seed_everything
+from mfm_core.errors import UserError
+from mfm_core.interfaces import BadFile, Batch, Task
+from mfm_core.monitor.meters import Throughput, peak_memory_gb
+from mfm_core.optim.build import set_lr
+from mfm_core.parallel.strategies import Single
+from mfm_core.parallel.world import World
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys that the loop itself reads."""
+
+    seed: int
+    precision: str
+    clip_norm: float | None
+    clip_value: float | None
+    log_period: int
+    checkpoint_period: int
+    checkpoint_steps: int
+    stop_step: int
+    max_bad_share: float
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, precision: str) -> Settings:
+        """Read from the configuration; `precision` is already decided."""
+        return cls(
+            seed=cfg.RNG_SEED,
+            precision=precision,
+            clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
+            clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
+            log_period=cfg.LOG_PERIOD,
+            checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
+            checkpoint_steps=cfg.TRAIN.CHECKPOINT_STEPS,
+            stop_step=cfg.TRAIN.STOP_STEP,
+            max_bad_share=cfg.DATA.MAX_BAD_SHARE,
+        )
+
+
+class Trainer:
+    """Trains `task` from `state.step` to the end of `plan`.
+
+    model: what is called in the step (wrapped, perhaps compiled); state.model is the bare one. average: the moving
+    average of the weights, or None. folder: of the checkpoints.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        state: TrainState,
+        average: ModelEmaV3 | None,
+        loader: Loader,
+        plan: RunPlan,
+        settings: Settings,
+        strategy: Single,
+        world: World,
+        guard: StepGuard,
+        log: RunLog,
+        folder: Path,
+        cfg: CfgNode,
+    ) -> None:
+        self.task, self.model, self.state, self.average = task, model, state, average
+        self.loader, self.plan, self.settings, self.strategy = loader, plan, settings, strategy
+        self.world, self.guard, self.log, self.folder, self.cfg = world, guard, log, folder, cfg
+        self.autocast = autocast_factory(settings.precision, world.device)
+        self.throughput = Throughput()
+        self.bad: dict[str, BadFile] = {}
+        self.stop_requested = False
+
+    def train(self) -> bool:
+        """Runs to the end; False where it was told to stop before and has saved."""
+        signal.signal(signal.SIGTERM, self._request_stop)
+        while self.state.step < self.plan.total_steps:
+            if not self.train_epoch():
+                return False
+            self.end_epoch()
+        return True
+
+    def train_epoch(self) -> bool:
+        """The rest of the epoch that `state.step` is in; False where the run shall stop."""
+        epoch, done = divmod(self.state.step, self.plan.steps_per_epoch)
+        self.loader.batch_sampler.set_position(epoch, done)
+        self.model.train()
+        for batch in self.loader:
+            loss, grad_norm = self.train_step(batch)
+            self.throughput.step(self.plan.batch_size * self.plan.views)
+            self.bad.update((file.path, file) for file in batch.bad)
+            if self.state.step % self.settings.log_period == 0:
+                self.log_step(loss, grad_norm)
+            if self._should_stop():
+                self.save(required=True)
+                return False
+            steps = self.settings.checkpoint_steps
+            if steps and self.state.step % steps == 0 and self.state.step % self.plan.steps_per_epoch:
+                with self.throughput.paused():
+                    self.save()
+        return True
+
+    def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One optimizer step; the loss over the whole global batch and the gradient norm before clipping."""
+        step, optimizer, scaler = self.state.step, self.state.optimizer, self.state.scaler
+        seed_everything(self.settings.seed, "step", step, self.world.rank)
+        set_lr(optimizer, self.plan.lr(step))
+        parts = [self.task.prepare(part) for part in batch.to(self.world.device).split(self.plan.accum_steps)]
+        weights = torch.stack([self.task.weight(part) for part in parts])
+        shares = weights / self.world.all_sum(weights.sum())
+        loss = torch.zeros((), device=self.world.device)
+        for i, (part, share) in enumerate(zip(parts, shares)):
+            with self.strategy.accumulate(self.model, last=i == len(parts) - 1):
+                with self.autocast():
+                    part_loss = self.task.loss(self.model, part)
+                scaler.scale(part_loss * share * self.world.size).backward()
+            loss += part_loss.detach() * share
+        loss = self.world.all_sum(loss)
+        scaler.unscale_(optimizer)
+        clip_norm = self.settings.clip_norm
+        grad_norm = self.strategy.clip(self.model.parameters(), clip_norm, self.settings.clip_value)
+        fault = self.guard.judge(step, loss, grad_norm, batch.index)
+        self._optimizer_step(fault)
+        if self.average is not None:
+            self.average.update(self.state.model)
+        self.state.step += 1
+        self._count(loss, grad_norm, fault)
+        return loss, grad_norm
+
+    def _optimizer_step(self, fault: Tensor) -> None:
+        """Fused optimizers read `found_inf` (as the fp16 scaler sets it) and leave weights and moments alone at 1."""
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.found_inf = fault
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _count(self, loss: Tensor, grad_norm: Tensor, fault: Tensor) -> None:
+        meters, clip = self.state.meters, self.settings.clip_norm
+        meters["loss"] += torch.where(fault > 0, 0.0, loss)
+        meters["steps"] += 1 - fault
+        if clip is not None:
+            meters["clipped"] += grad_norm > clip
+
+    def log_step(self, loss: Tensor, grad_norm: Tensor) -> None:
+        """Reads the numbers of this step from the device and logs them."""
+        self.guard.check(self.task.file_name)
+        self._check_bad()
+        step = self.state.step
+        epoch, inside = divmod(step - 1, self.plan.steps_per_epoch)
+        values = {
+            "epoch": step / self.plan.steps_per_epoch,
+            "loss": float(loss),
+            "lr": self.plan.lr(step - 1),
+            "grad_norm": float(grad_norm),
+            "images_per_s": self.throughput.images_per_s,
+            "memory_gb": peak_memory_gb(self.world.device),
+            "eta_s": self.throughput.eta_s(self.plan.total_steps - step),
+            "skipped_steps": int(self.guard.skipped),
+        }
+        counters = {
+            "epoch": epoch + 1,
+            "epochs": self.plan.epochs,
+            "step": inside + 1,
+            "steps": self.plan.steps_per_epoch,
+        }
+        self.log.step(step, counters, values)
+
+    def end_epoch(self) -> None:
+        """Evaluates, logs the epoch and saves, in this order: a kill in between repeats work and loses nothing."""
+        self.guard.check(self.task.file_name)
+        self._check_bad()
+        epoch = self.state.step // self.plan.steps_per_epoch
+        last = epoch == self.plan.epochs
+        start = time.time()
+        with self.throughput.paused():
+            values = {**self._epoch_means(), "images_per_s": self.throughput.images_per_s}
+            values |= self.task.evaluate(self.evaluated(), epoch, last)
+            for name, image, caption in self.task.pictures(self.evaluated(), epoch, last):
+                self.log.picture(name, image, caption, epoch, self.state.step)
+            values["evaluation_s"] = time.time() - start
+            self.log.epoch(epoch, self.state.step, values)
+            if last or epoch % self.settings.checkpoint_period == 0:
+                self.save(required=last)
+                self.log.report()
+
+    def evaluated(self) -> torch.nn.Module:
+        """The model that evaluation looks at: the average where there is one, in evaluation mode."""
+        model = self.average.module if self.average is not None else self.state.model
+        return model.eval()
+
+    def save(self, required: bool = False) -> None:
+        """Writes a checkpoint; a full disk costs this checkpoint only, unless it is `required`."""
+        if self.world.is_main:
+            try:
+                path = save_checkpoint(self.folder, self.state, self.plan, self.cfg)
+                logger.info("saved %s", path)
+            except UserError as error:
+                if required:
+                    raise
+                self.log.warn(f"{error} Training goes on; the next checkpoint is tried as planned.")
+        self.world.barrier()
+
+    def _epoch_means(self) -> dict[str, float]:
+        meters = self.state.meters
+        steps = max(1.0, float(meters["steps"]))
+        means = {"train_loss": float(meters["loss"]) / steps}
+        if self.settings.clip_norm is not None:
+            means["clipped_share"] = float(meters["clipped"]) / steps
+        for meter in meters.values():
+            meter.zero_()
+        return means
+
+    def _check_bad(self) -> None:
+        """Lists unreadable files of all ranks; raises UserError when there are more than the configured share."""
+        met = {file.path: file for files in self.world.gather(list(self.bad.values())) for file in files}
+        self.log.bad_files(list(met.values()), self.state.step // self.plan.steps_per_epoch)
+        if len(met) > self.settings.max_bad_share * self.plan.files:
+            worst = next(iter(met.values()))
+            raise UserError(
+                f"{len(met)} of {self.plan.files} training files cannot be read, more than DATA.MAX_BAD_SHARE "
+                f"{self.settings.max_bad_share:g} allows; the first is {worst.path} ({worst.reason}). "
+                "List them all with `run_net.py doctor`."
+            )
+
+    def _should_stop(self) -> bool:
+        if self.settings.stop_step and self.state.step >= self.settings.stop_step:
+            return True
+        if self.world.size == 1:
+            return self.stop_requested
+        if self.state.step % self.settings.log_period:
+            return False
+        return bool(self.world.all_sum(torch.tensor(float(self.stop_requested), device=self.world.device)))
+
+    def _request_stop(self, signum: int, frame: object) -> None:
+        logger.info("told to stop (signal %d): saving after this step", signum)
+        self.stop_requested = True

@@ -1,0 +1,92 @@
+"""Starts the processes of a run on this machine, as PySlowFast's NUM_GPUS, NUM_SHARDS, shard_id and init_method do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from urllib.parse import urlparse
+
+import torch
+import torch.multiprocessing as mp
+
+from mfm_core.errors import UserError
+
+
+def local_processes(num_gpus: int, device_choice: str) -> int:
+    """How many processes NUM_GPUS asks for here: one for each GPU; with DEVICE cpu that many on the CPU; else one.
+
+    Raises UserError where GPUs are asked for that this machine has not.
+    """
+    if device_choice == "cpu":
+        return max(1, num_gpus)
+    available = torch.cuda.device_count()
+    if available and num_gpus > available:
+        raise UserError(f"NUM_GPUS is {num_gpus}, but this machine has {available}; set NUM_GPUS {available}.")
+    return max(1, num_gpus) if available else 1
+
+
+def launch(
+    function: Callable[..., int],
+    args: tuple,
+    processes: int,
+    num_shards: int = 1,
+    shard_id: int = 0,
+    init_method: str = "tcp://localhost:0",
+) -> int:
+    """Runs `function(*args)` in every process of this machine and returns its exit code.
+
+    Under torchrun, and for a single process, it is called right here. `init_method` is tcp://host:port of machine 0;
+    port 0 takes a free one, which only a single machine can do.
+    """
+    if "RANK" in os.environ or processes * num_shards == 1:
+        return function(*args)
+    host, port = _address(init_method, num_shards)
+    context = mp.start_processes(
+        _worker,
+        (function, args, processes, num_shards, shard_id, host, port),
+        nprocs=processes,
+        join=False,
+        start_method="spawn",
+    )
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessExitedException as error:
+        if error.exit_code in (1, 2):
+            return error.exit_code
+        raise UserError(
+            f"Process {error.error_index} of {processes} died ({error.msg}); the others were stopped. "
+            "Continue with the same command."
+        ) from None
+    return 0
+
+
+def _address(init_method: str, num_shards: int) -> tuple[str, int]:
+    url = urlparse(init_method)
+    if url.scheme != "tcp" or not url.hostname or url.port is None:
+        raise UserError(f"--init_method is '{init_method}'; it looks like tcp://host:port.")
+    if url.port:
+        return url.hostname, url.port
+    if num_shards > 1:
+        raise UserError("NUM_SHARDS above 1 needs --init_method tcp://host:port of machine 0, the same on all.")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return "127.0.0.1", free.getsockname()[1]
+
+
+def _worker(
+    local_rank: int, function: Callable, args: tuple, processes: int, shards: int, shard_id: int, host: str, port: int
+) -> None:
+    os.environ.update(
+        RANK=str(shard_id * processes + local_rank),
+        LOCAL_RANK=str(local_rank),
+        WORLD_SIZE=str(shards * processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        MASTER_ADDR=host,
+        MASTER_PORT=str(port),
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(function(*args))

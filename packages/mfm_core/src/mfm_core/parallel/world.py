@@ -1,0 +1,98 @@
+"""Who this process is among the processes of a run, and how they speak to each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mfm_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes; local_rank on this machine of num_shards machines; the device it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    num_shards: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files and logs."""
+        return self.rank == 0
+
+    def all_sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all processes; `value` itself stays as it is."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What every process passes in, in the order of ranks."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def from_main(self, thing: Any) -> Any:
+        """What the main process passes in."""
+        if self.size == 1:
+            return thing
+        box = [thing]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def choose_device(choice: str, local_rank: int = 0) -> torch.device:
+    """The device for `DEVICE` auto | cpu | cuda. Raises UserError for cuda without a GPU."""
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise UserError("DEVICE is cuda, but torch sees no GPU; set DEVICE auto or cpu.")
+    if choice == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def join_world(device_choice: str, timeout_s: float) -> World:
+    """Joins the processes that torchrun or `launch` started, by their environment variables; alone without them."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = choose_device(device_choice, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1:
+        return World(device=device)
+    if device.type == "cpu" and _one_machine():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    return World(dist.get_rank(), size, local_rank, max(1, size // local_size), device)
+
+
+def leave_world() -> None:
+    """Closes the connections to the other processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _one_machine() -> bool:
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")

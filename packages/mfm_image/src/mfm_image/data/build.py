@@ -1,0 +1,65 @@
+"""Builds folders, transforms and data sets from the configuration."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+
+from mfm_core.errors import UserError
+from mfm_core.interfaces import MaskGenerator
+from mfm_image.data.dataset import ImageDataset
+from mfm_image.data.folder import ImageFolder
+from mfm_image.data.transforms import EvalTransform, TrainTransform
+
+
+def train_transform(cfg: CfgNode) -> TrainTransform:
+    """The training augmentation of DATA and AUG."""
+    augment = cfg.AUG.ENABLE
+    return TrainTransform(
+        cfg.DATA.TRAIN_CROP_SIZE,
+        cfg.DATA.MEAN,
+        cfg.DATA.STD,
+        scale=cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE or (0.08, 1.0),
+        ratio=cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE or (3 / 4, 4 / 3),
+        interpolation=cfg.AUG.INTERPOLATION,
+        flip=0.5 if cfg.DATA.RANDOM_FLIP else 0.0,
+        auto_augment=cfg.AUG.AA_TYPE if augment else "",
+        color_jitter=cfg.AUG.COLOR_JITTER if augment else None,
+        erase_prob=cfg.AUG.RE_PROB if augment else 0.0,
+        erase_mode=cfg.AUG.RE_MODE,
+        erase_count=cfg.AUG.RE_COUNT,
+    )
+
+
+def eval_transform(cfg: CfgNode) -> EvalTransform:
+    """Resize and centre crop."""
+    return EvalTransform(
+        cfg.DATA.TEST_CROP_SIZE, cfg.DATA.MEAN, cfg.DATA.STD, cfg.DATA.IN_VAL_CROP_RATIO, interpolation="bicubic"
+    )
+
+
+def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fraction: float = 1.0) -> ImageDataset:
+    """The augmented training images; `fraction` of the labels of each class."""
+    folder = ImageFolder(_root(cfg), "train", fraction=fraction, seed=cfg.RNG_SEED)
+    return ImageDataset(
+        folder, train_transform(cfg), cfg.RNG_SEED, num_samples=cfg.AUG.NUM_SAMPLE, mask_generator=mask_generator
+    )
+
+
+def eval_dataset(
+    cfg: CfgNode,
+    split: str,
+    classes: tuple[str, ...],
+    images: int = 0,
+    mask_generator: MaskGenerator | None = None,
+) -> ImageDataset:
+    """Images of `split` without augmentation; `images` of them drawn evenly over the classes, 0 for all."""
+    folder = ImageFolder(_root(cfg), split, classes=classes)
+    if 0 < images < len(folder):
+        folder = ImageFolder(_root(cfg), split, classes=classes, fraction=images / len(folder), seed=cfg.RNG_SEED)
+    return ImageDataset(folder, eval_transform(cfg), cfg.RNG_SEED, mask_generator=mask_generator, train=False)
+
+
+def _root(cfg: CfgNode) -> str:
+    if not cfg.DATA.PATH_TO_DATA_DIR:
+        raise UserError("DATA.PATH_TO_DATA_DIR is empty; name the folder that holds train/<class>/ and val/<class>/.")
+    return cfg.DATA.PATH_TO_DATA_DIR

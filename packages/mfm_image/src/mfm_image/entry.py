@@ -1,0 +1,50 @@
+"""What `tools/run_net.py` calls for images: train or test, dry-run, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+
+from mfm_core.config import plan_run, task_of, validate
+from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES
+from mfm_core.engine.dry_run import describe_run
+from mfm_core.engine.precision import choose_precision
+from mfm_core.engine.run import run
+from mfm_core.parallel.launch import local_processes
+from mfm_core.parallel.world import World, choose_device
+from mfm_image.data.folder import ImageFolder
+from mfm_image.models import build_model, example_input
+from mfm_image.tasks.finetune import FinetuneTask
+from mfm_image.tasks.pretrain import PretrainTask
+
+TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask}
+
+
+def main(cfg: CfgNode) -> int:
+    """One process of a run; returns the exit code."""
+    return run(cfg, _build_task)
+
+
+def _build_task(cfg: CfgNode, world: World, precision: str) -> PretrainTask | FinetuneTask:
+    return TASKS[task_of(cfg)](cfg, world, precision)
+
+
+def dry_run(cfg: CfgNode) -> list[str]:
+    """The lines of `--dry-run`; where the data folder is missing, ImageNet-1k's number of files is assumed."""
+    warnings = validate(cfg)
+    world_size = local_processes(cfg.NUM_GPUS, cfg.DEVICE) * cfg.NUM_SHARDS
+    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
+    if cfg.DATA.PATH_TO_DATA_DIR and folder.is_dir():
+        fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) == "finetune" else 1.0
+        files, note = len(ImageFolder(folder, "train", fraction=fraction)), f"data: {folder}"
+    else:
+        files, note = IMAGENET_TRAIN_IMAGES, "data: no folder given or found; ImageNet-1k's file count is assumed"
+    plan = plan_run(cfg, files, world_size)
+    with torch.device("meta"):
+        model = build_model(cfg)
+    device = choose_device(cfg.DEVICE)
+    precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, device)
+    description = describe_run(model, example_input(cfg, model.backbone.grid), plan, precision)
+    return [f"task: {plan.task}; {note}", *description.lines(), *(f"warning: {w}" for w in warnings)]

@@ -1,0 +1,1 @@
+"""What can be trained on images: pre-training and fine-tuning."""

@@ -1,0 +1,96 @@
+"""Fine-tuning a classifier on an image folder (or training it from scratch)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from mfm_core.data.loader import build_loader
+from mfm_core.data.sampler import EvalSampler
+from mfm_core.engine.evaluate import evaluate_classifier
+from mfm_core.engine.precision import autocast_factory
+from mfm_core.errors import UserError
+from mfm_core.interfaces import Batch
+from mfm_core.losses import soft_cross_entropy
+from mfm_core.parallel.world import World
+from mfm_image.data.build import eval_dataset, train_dataset
+from mfm_image.models import build_model, example_input
+from mfm_image.tasks.pretrain import is_due
+
+
+class FinetuneTask:
+    """Classification with the cross-entropy of hard or mixed labels."""
+
+    def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
+        self.cfg, self.world = cfg, world
+        self.autocast = autocast_factory(precision, world.device)
+        self.train_set = train_dataset(cfg, fraction=cfg.DATA.LABEL_FRACTION)
+        self.files = len(self.train_set)
+        classes = self.train_set.folder.classes
+        _check_classes(cfg, len(classes))
+        self.model = build_model(cfg)
+        self.summary_input = example_input(cfg, self.model.backbone.grid)
+        val_set = eval_dataset(cfg, "val", classes)
+        sampler = EvalSampler(len(val_set), cfg.TEST.BATCH_SIZE, world.rank, world.size)
+        workers = min(cfg.DATA_LOADER.NUM_WORKERS, 4)
+        self.val_loader = build_loader(val_set, sampler, workers, cfg.DATA_LOADER.PIN_MEMORY)
+        self.mixup = mixup_from_cfg(cfg, world)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Mixes images and labels where MIXUP is on."""
+        if self.mixup is None:
+            return batch
+        inputs, labels = self.mixup(batch.inputs, batch.labels)
+        return replace(batch, inputs=inputs, labels=labels)
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The number of images."""
+        return torch.full((), float(len(batch)), device=batch.inputs.device)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean over the images."""
+        return soft_cross_entropy(model(batch.inputs), batch.labels)
+
+    def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
+        """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so."""
+        if not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
+            return {}
+        return evaluate_classifier(model, self.val_loader, self.world, self.autocast)
+
+    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Image.Image, str]]:
+        """None: a classifier predicts numbers."""
+        return []
+
+    def file_name(self, index: int) -> str:
+        """The path of training file `index`."""
+        return self.train_set.folder.paths[index]
+
+
+def mixup_from_cfg(cfg: CfgNode, world: World) -> Mixup | None:
+    """timm's Mixup and CutMix per batch; None where both are off. Raises UserError for batches that have no pairs."""
+    if not cfg.MIXUP.ENABLE or cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
+        return None
+    images = cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS * cfg.AUG.NUM_SAMPLE // (world.size * cfg.TRAIN.ACCUM_STEPS)
+    if images % 2:
+        raise UserError(f"MIXUP.ENABLE pairs the images of a micro-batch, and {images} is odd; change TRAIN.BATCH_SIZE.")
+    return Mixup(
+        mixup_alpha=cfg.MIXUP.ALPHA,
+        cutmix_alpha=cfg.MIXUP.CUTMIX_ALPHA,
+        prob=cfg.MIXUP.PROB,
+        switch_prob=cfg.MIXUP.SWITCH_PROB,
+        label_smoothing=cfg.MIXUP.LABEL_SMOOTH_VALUE,
+        num_classes=cfg.MODEL.NUM_CLASSES,
+    )
+
+
+def _check_classes(cfg: CfgNode, classes: int) -> None:
+    if classes != cfg.MODEL.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.DATA.PATH_TO_DATA_DIR}/train has {classes} classes; "
+            f"set MODEL.NUM_CLASSES {classes}."
+        )

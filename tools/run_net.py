@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""The one entry point: trains, tests, describes or checks what a configuration says.
+
+    python tools/run_net.py --cfg configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.yaml DATA.PATH_TO_DATA_DIR path
+    python tools/run_net.py --cfg … --dry-run
+    python tools/run_net.py doctor --cfg …
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from types import ModuleType
+
+from fvcore.common.config import CfgNode
+from mfm_core.config import load_config, modality_of
+from mfm_core.errors import UserError
+from mfm_core.parallel.launch import launch, local_processes
+
+PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; unknown options are refused, what follows the options is KEY VALUE KEY VALUE."""
+    parser = argparse.ArgumentParser(
+        prog="run_net.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", nargs="?", choices=("train", "doctor"), default="train")
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="a YAML configuration")
+    parser.add_argument("--dry-run", action="store_true", help="describe the run and leave")
+    parser.add_argument("--shard_id", type=int, default=0, help="this machine's number, from 0 to NUM_SHARDS - 1")
+    parser.add_argument("--init_method", default="tcp://localhost:0", help="tcp://host:port of machine 0")
+    parser.add_argument("--opts", action="store_true", help="accepted for PySlowFast's sake; overrides need no flag")
+    options, overrides = parser.parse_known_args(arguments)
+    options.overrides = overrides
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, or 2 after one line that says what the user can put right."""
+    if arguments and arguments[0] not in ("train", "doctor"):
+        arguments = ["train", *arguments]
+    options = parse(arguments)
+    try:
+        cfg = load_config(options.cfg, options.overrides)
+        entry = entry_of(cfg)
+        if options.command == "doctor":
+            print("\n".join(entry.doctor(cfg)))
+            return 0
+        if options.dry_run:
+            print("\n".join(entry.dry_run(cfg)))
+            return 0
+        processes = local_processes(cfg.NUM_GPUS, cfg.DEVICE)
+        return launch(entry.main, (cfg,), processes, cfg.NUM_SHARDS, options.shard_id, options.init_method)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def entry_of(cfg: CfgNode) -> ModuleType:
+    """The package that runs this configuration's kind of data."""
+    package = PACKAGES[modality_of(cfg)]
+    try:
+        return importlib.import_module(f"{package}.entry")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(package):
+            raise
+        raise UserError(
+            f"TRAIN.DATASET {cfg.TRAIN.DATASET} needs the package {package}, which is not installed or not built yet."
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
