@@ -70,7 +70,7 @@ def test_tensorboard_keeps_numbers_and_images(tmp_path):
 
     board = TensorBoard(tmp_path)
     board.scalars(3, {"loss": torch.tensor(0.25), "top1": None, "kind": "step"}, prefix="train")
-    board.image(3, "sheet", np.zeros((8, 8, 3), np.uint8))
+    board.image(3, "sheet", np.zeros((8, 8, 4), np.uint8))
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["scalars"] == ["train/loss"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mfm_core.errors import UserError
 from mfm_core.monitor.writers import JsonLines
+from mfm_core.report import figures
 from mfm_core.report.curves import LINE_COLOURS, Series, line_chart, thin
 from mfm_core.report.glyphs import hog_glyphs
 from mfm_core.report.html import write_report
@@ -268,6 +269,17 @@ def test_log_from_other_hands_is_tolerated(tmp_path):
     run = read_run(folder)
     assert run.series("step", "loss") == [(0.2, 0.5)] and run.unreadable_lines == 3
     assert "3 lines of log.jsonl could not be read" in report_of(folder)
+
+
+def test_many_pictures_are_thinned(tmp_path, monkeypatch):
+    folder = write_log(tmp_path / "run", start())
+    for n in range(1, 41):
+        save_png(np.zeros((4, 4, 3), np.uint8), folder / "pictures" / f"epoch_{n:04d}.png")
+    text = report_of(folder)
+    assert text.count("<img ") == 12 and "11 earlier (28 more in the folder)" in text
+    assert "epoch_0040" in text and "epoch_0001" in text
+    monkeypatch.setattr(figures, "_MOST_BYTES", 10)
+    assert report_of(folder).count("<img ") == 1
 
 
 def test_folder_without_a_log(tmp_path):

@@ -68,7 +68,7 @@ class TensorBoard:
                 self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Writes `image` (H, W, 3) uint8."""
+        """Writes `image` (H, W, 3) or (H, W, 4) uint8."""
         self._writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:

@@ -63,9 +63,7 @@ def _gather(features: Tensor, labels: Tensor, index: Tensor, device: torch.devic
         features = features.new_empty(0, dim)
     numbers = torch.stack([labels, index], dim=1)
     padded = [F.pad(part, (0, 0, 0, most - len(part))).to(on) for part in (features, numbers)]
-    features, numbers = (
-        torch.cat([part[:n].cpu() for part, n in zip(_all_gather(whole), rows)]) for whole in padded
-    )
+    features, numbers = (torch.cat([part[:n].cpu() for part, n in zip(_all_gather(whole), rows)]) for whole in padded)
     return features, numbers[:, 0], numbers[:, 1]
 
 

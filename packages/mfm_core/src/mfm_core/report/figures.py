@@ -12,6 +12,7 @@ from mfm_core.report.runs import Picture, Run
 from mfm_core.report.tables import section
 
 _MOST_PICTURES = 12
+_MOST_BYTES = 16_000_000
 _MOST_OTHERS = 16
 
 
@@ -68,12 +69,12 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> str:
 
 
 def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """The runs' pictures, the latest of each open, the earlier ones folded away; evenly thinned to twelve."""
+    """The runs' pictures, the latest of each open, the earlier ones folded away; evenly thinned to twelve or 16 MB."""
     parts = []
     for run, label in zip(runs, labels):
         if not run.pictures:
             continue
-        chosen = _evenly(run.pictures, _MOST_PICTURES)
+        chosen = _chosen(run.pictures)
         latest, *earlier = [_picture(picture) for picture in chosen]
         parts.append((f"<h3>{escape(label)}</h3>" if len(runs) > 1 else "") + latest)
         if earlier:
@@ -136,8 +137,10 @@ def _picture(picture: Picture) -> str:
     return f'<figure class="picture"><h3>{escape(title)}</h3>{image}{caption}</figure>'
 
 
-def _evenly(pictures: Sequence[Picture], most: int) -> list[Picture]:
-    """At most `most` of them, first and last among them."""
-    if len(pictures) <= most:
-        return list(pictures)
-    return [pictures[round(i * (len(pictures) - 1) / (most - 1))] for i in range(most)]
+def _chosen(pictures: Sequence[Picture]) -> list[Picture]:
+    """As many as fit the page, evenly over time, the latest and (but for one) the earliest among them."""
+    for most in range(min(_MOST_PICTURES, len(pictures)), 1, -1):
+        chosen = [pictures[round(i * (len(pictures) - 1) / (most - 1))] for i in range(most)]
+        if sum(picture.path.stat().st_size for picture in chosen) <= _MOST_BYTES:
+            return chosen
+    return list(pictures[:1])

@@ -17,7 +17,7 @@ from mfm_core.report.atomic import write_bytes
 _CLEAR, _INK = (0, 0, 0, 0), (126, 131, 141, 255)
 """Text stands on whatever the picture is shown on: no ground of its own, and a grey that reads on light and dark."""
 _GREY = (136, 138, 142)
-_MARGIN, _GUTTER, _TITLE, _CAPTION = 4, 10, 28, 22
+_MARGIN, _GUTTER = 4, 10
 _SMALLEST_PANEL = 192
 
 
@@ -55,20 +55,21 @@ def sheet(
     side = _panel_side(rows)
     shown = [[_enlarge(image, side) for image in row] for row in rows]
     heights = [max((panel.height for panel in row), default=0) for row in shown]
-    below = _CAPTION if captions else 0
+    text = max(15, round(0.055 * side))  # larger on sheets that a page will shrink
+    above, below = 2 * text, round(1.5 * text) if captions else 0
     width = 2 * _MARGIN + len(titles) * side + (len(titles) - 1) * _GUTTER
-    height = _TITLE + sum(h + below + _GUTTER for h in heights) - _GUTTER + _MARGIN
+    height = above + sum(h + below + _GUTTER for h in heights) - _GUTTER + _MARGIN
     page = Image.new("RGBA", (width, height), _CLEAR)
     draw = ImageDraw.Draw(page)
     left = [_MARGIN + i * (side + _GUTTER) for i in range(len(titles))]
-    top = _TITLE
+    top = above
     for x, title in zip(left, titles):
-        _write(draw, title, (x, top - 8), side, 15)
+        _write(draw, title, (x, top - text // 2), side, text)
     for n, (row, tall) in enumerate(zip(shown, heights)):
         for x, panel in zip(left, row):
             page.paste(panel, (x, top))
         if captions and n < len(captions):
-            _write(draw, captions[n], (_MARGIN, top + tall + 17), width - 2 * _MARGIN, 12)
+            _write(draw, captions[n], (_MARGIN, top + tall + text + 2), width - 2 * _MARGIN, round(0.8 * text))
         top += tall + below + _GUTTER
     return page
 

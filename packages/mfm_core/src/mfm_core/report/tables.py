@@ -156,7 +156,7 @@ def _compared(measure: Measure, run: Run, runs: Sequence[Run]) -> str:
     best = measure.more_is_better and len(rivals) > 1 and value == max(rivals)
     shown, note = escape(measure.show(value)), escape(measure.note(run))
     below = f'<div class="soft">{note}</div>' if note else ""
-    return f'<td>{f"<strong class=best>{shown}</strong>" if best else shown}{below}</td>'
+    return f"<td>{f'<strong class=best>{shown}</strong>' if best else shown}{below}</td>"
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
