@@ -56,12 +56,14 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
             logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
         return 0
     except UserError as error:
-        logger.error("error: %s", error)
         log.end("failed", str(error))
-        return 2
+        return exit_with(error)
     except KeyboardInterrupt:
         log.end("stopped", "interrupted")
         return 130
+    except Exception as error:
+        log.end("failed", f"{type(error).__name__}: {error}")
+        raise
     finally:
         leave_world()
 

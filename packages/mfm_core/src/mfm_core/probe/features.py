@@ -32,6 +32,8 @@ def collect(
     autocast = autocast if autocast is not None else nullcontext()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in loader:
+        if not len(batch):  # all its files were unreadable
+            continue
         inputs = batch.inputs.to(device, non_blocking=True)
         with autocast:
             features = model_features(inputs)
