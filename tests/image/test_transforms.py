@@ -39,17 +39,17 @@ def picture(seed, width=90, height=60):
     return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def assert_within_a_level(ours, theirs):
-    """Equal to one grey level in a few pixels (rounding of the resampling), exactly elsewhere."""
+def assert_same_pixels(ours, theirs):
+    """Equal but for the rounding of the resampling: two grey levels at most, and none in nine pixels of ten."""
     difference = (ours - theirs).abs()
-    assert difference.max() < 1.01 * ONE_LEVEL
+    assert difference.max() < 2.01 * ONE_LEVEL
     assert (difference > 1e-5).float().mean() < 0.1
 
 
 # --- crops ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(500, 375), (64, 64), (30, 300), (300, 30), (1, 1), (1, 50)])
+@pytest.mark.parametrize("size", [(500, 375), (64, 64), (30, 300), (300, 30), (2, 50)])
 @pytest.mark.parametrize("scale", [(0.5, 1.0), (0.08, 1.0)])
 def test_random_crop_draws_the_boxes_of_timm(size, scale):
     width, height = size
@@ -60,6 +60,10 @@ def test_random_crop_draws_the_boxes_of_timm(size, scale):
         box = random_crop(height, width, scale, (0.75, 1.3333), random.Random(seed))
         assert box == tuple(expected)
         assert 0 <= box[0] <= height - box[2] and 0 <= box[1] <= width - box[3] and min(box[2:]) >= 1
+
+
+def test_random_crop_of_a_single_pixel_is_that_pixel():
+    assert {random_crop(1, 1, (0.08, 1), (0.75, 1.3333), random.Random(seed)) for seed in range(50)} == {(0, 0, 1, 1)}
 
 
 def test_plan_is_its_generator_and_flips_half():
@@ -92,9 +96,9 @@ def test_train_transform_is_torchvisions_resized_crop_flip_and_normalise(flip):
     crop = Crop(4, 7, 50, 66, "bicubic", flip)
     expected = T.functional.resized_crop(image, 4, 7, 50, 66, [32, 32], BICUBIC)
     expected = TO_INPUT(T.functional.hflip(expected) if flip else expected)
-    ours = TrainTransform(32, MEAN, STD).apply(from_pil(image), crop, (60, 90))
+    ours = TrainTransform(32, MEAN, STD).apply(from_pil(image), crop)
     assert ours.dtype == torch.float32 and ours.is_contiguous()
-    assert_within_a_level(ours, expected)
+    assert_same_pixels(ours, expected)
 
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (33, 33), (20, 15), (41, 300)])
@@ -104,14 +108,14 @@ def test_eval_transform_is_torchvisions_resize_and_centre_crop(size):
     transform = EvalTransform(32, MEAN, STD)
     crop = transform.plan(size[1], size[0], random.Random(0))
     assert transform.reduction(crop) == 1
-    assert_within_a_level(transform.apply(from_pil(image), crop, size[::-1]), expected)
+    assert_same_pixels(transform.apply(from_pil(image), crop), expected)
 
 
 def test_eval_transform_without_a_crop_resizes_the_whole_image():
     image = picture(3)
     expected = TO_INPUT(image.resize((32, 32), Image.Resampling.BICUBIC))
     transform = EvalTransform(32, MEAN, STD, crop_ratio=0)
-    assert_within_a_level(transform.apply(from_pil(image), transform.plan(60, 90, None), (60, 90)), expected)
+    assert_same_pixels(transform.apply(from_pil(image), transform.plan(60, 90, None)), expected)
 
 
 def test_normalise_is_totensor_and_normalize():
@@ -124,20 +128,25 @@ def test_pil_and_back():
     assert torch.equal(from_pil(to_pil(pixels)), pixels)
 
 
-@pytest.mark.parametrize("size", [(1000, 800), (901, 1203)])
-def test_crop_of_a_reduced_image_is_near_that_of_the_full_one(tmp_path, size):
+@pytest.mark.parametrize(
+    ("crop", "tolerance"),
+    [
+        (Crop(80, 160, 640, 640, "bicubic"), 0.003),  # on the grid of reduced pixels
+        (Crop(84, 164, 640, 640, "bicubic"), 0.03),  # half a reduced pixel off, the worst case
+        (Crop(0, 0, 803, 1001, "bicubic", flip=True), 0.006),
+    ],
+)
+def test_crop_of_a_reduced_image_is_near_that_of_the_full_one(tmp_path, crop, tolerance):
     path = str(tmp_path / "a.jpg")
-    picture(6, *size).save(path, quality=95)
-    transform = TrainTransform(48, MEAN, STD, scale=(0.5, 1.0))
-    for seed in range(6):
-        crop = transform.plan(size[1], size[0], random.Random(seed))
-        assert transform.reduction(crop) == 8
-        views = []
-        for reduction in (1, 8):
-            with ImageReader(path) as image:
-                views.append(transform.apply(image.decode(reduction), crop, size[::-1]))
-        difference = (views[0] - views[1]).abs() * min(STD)  # in shares of the full range
-        assert difference.mean() < 0.01 and difference.max() < 0.1
+    picture(6, 1001, 803).save(path, quality=95)
+    transform = TrainTransform(48, (0, 0, 0), (1, 1, 1))
+    assert transform.reduction(crop) == 8
+    views = []
+    for reduction in (1, 8):
+        with ImageReader(path) as image:
+            views.append(transform.apply(image.decode(reduction), crop, image.reduction))
+        assert image.reduction == reduction
+    assert (views[0] - views[1]).abs().mean() < tolerance
 
 
 # --- policies ------------------------------------------------------------------------------------------------------
@@ -173,9 +182,9 @@ def test_a_policy_replaces_colour_jitter_and_erasing_is_timms():
     assert TrainTransform(8, MEAN, STD).recolor is None and TrainTransform(8, MEAN, STD).erase is None
     transform = TrainTransform(32, MEAN, STD, erase_prob=1.0, erase_mode="pixel", erase_count=2)
     pixels, crop = from_pil(picture(8)), Crop(0, 0, 60, 90, "bicubic")
-    plain = TrainTransform(32, MEAN, STD).apply(pixels, crop, (60, 90))
+    plain = TrainTransform(32, MEAN, STD).apply(pixels, crop)
     with seeded(3):
-        erased = transform.apply(pixels, crop, (60, 90))
+        erased = transform.apply(pixels, crop)
     with seeded(3):
         expected = RandomErasing(1.0, mode="pixel", max_count=2, device="cpu")(plain.clone())
     assert torch.equal(erased, expected) and not torch.equal(erased, plain)
@@ -186,7 +195,7 @@ def test_colour_jitter_follows_the_seed_and_changes_the_image():
     pixels, crop, views = from_pil(picture(9)), Crop(0, 0, 60, 90, "bicubic"), []
     for seed in (1, 1, 2):
         with seeded(seed):
-            views.append(transform.apply(pixels, crop, (60, 90)))
+            views.append(transform.apply(pixels, crop))
     assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
 
 
