@@ -43,7 +43,7 @@ def test_same_seed_same_bytes_and_a_complete_folder_is_left_alone(demo, tmp_path
     for root, seed in ((first, 3), (again, 3), (other, 4)):
         assert make(root, 2, 1, seed).returncode == 0
     assert content(first) == content(again)
-    assert content(first)["train/disc_stripes/000.JPEG"] != content(other)["train/disc_stripes/000.JPEG"]
+    assert content(first)["train/checks_fine/000.JPEG"] != content(other)["train/checks_fine/000.JPEG"]
     before = (first / "demo.json").stat().st_mtime_ns
     assert "is complete" in make(first, 2, 1, seed=3).stdout
     assert (first / "demo.json").stat().st_mtime_ns == before
