@@ -1,5 +1,5 @@
-"""Images per second and core: our image data set beside torchvision's ImageFolder with the same transforms (RandAugment and random
-erasing, in the row that has them, are timm's on both sides).
+"""Images per second and core: our image data set beside torchvision's ImageFolder with the same transforms
+(RandAugment and random erasing, in the row that has them, are timm's on both sides).
 
 Both read the same 500x375 JPEG files (made here, seeded), in this process, on one thread, in turns; the best round
 of each counts. `python tools/benchmark_loader.py`
@@ -98,13 +98,12 @@ def compare(root: Path, ours: Callable, theirs: Callable, rounds: int) -> tuple[
     """Images per second of both, the best of `rounds` that take turns."""
     folder = ImageFolder(root, "train")
     dataset, reference = ImageDataset(folder, ours), TorchvisionFolder(str(root / "train"), theirs)
-    epoch = iter(range(rounds * 2))
     times = [
         (
-            seconds_per_image(lambda i, e=next(epoch): dataset[SampleKey(e, i)], len(folder)),
+            seconds_per_image(lambda i, e=epoch: dataset[SampleKey(e, i)], len(folder)),
             seconds_per_image(lambda i: reference[i], len(folder)),
         )
-        for _ in range(rounds)
+        for epoch in range(rounds)
     ]
     return 1 / min(t[0] for t in times), 1 / min(t[1] for t in times)
 

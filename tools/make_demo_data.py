@@ -1,8 +1,9 @@
 """Draws the demo data: JPEG files in ImageNet's layout, offline, the same bytes for the same seed.
 
-Ten classes, five shapes with two textures each. Every colour, position, scale and angle is drawn in the same way for
-all classes, and all shapes cover the same area, so mean colour tells nothing: form and texture do.
-`python tools/make_demo_data.py --out data/demo`
+Ten classes by texture: stripes at 0, 30, 60 or 90 degrees to the vertical (leaning either way, so that mirroring
+keeps the class) and checks, each fine or coarse. The object that carries the texture, its place, size and angle, every
+colour and the background are drawn in the same way for all classes, so mean colour tells nothing; the pixels of an
+object of one class are as many as of another. `python tools/make_demo_data.py --out data/demo`
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ import numpy as np
 from PIL import Image
 
 SHAPES = ("cross", "disc", "ring", "square", "triangle")
-TEXTURES = ("checks", "stripes")
-CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
+STRIPES = {"stripes00": 0, "stripes30": 30, "stripes60": 60, "stripes90": 90}
+"""Degrees from the vertical."""
+PERIODS = {"coarse": (0.16, 0.19), "fine": (0.08, 0.095)}
+"""Range of the period, as a share of the image's width."""
+CLASSES = tuple(f"{texture}_{period}" for texture in ("checks", *STRIPES) for period in PERIODS)
+TILT = 10
+"""Degrees by which a texture may be off."""
 OVERSAMPLING = 2
 MARKER = "demo.json"
+VERSION = 2
+"""Of the drawing; data of another version are made anew."""
 
 
 def shape_mask(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -39,10 +47,14 @@ def shape_mask(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (np.minimum(abs(x), abs(y)) < 0.415) & (np.maximum(abs(x), abs(y)) < 1.153)
 
 
-def texture_mask(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where the second colour is: half of the area, in coordinates with a period of 1."""
-    stripes = np.sin(2 * np.pi * x) > 0
-    return stripes if texture == "stripes" else stripes ^ (np.sin(2 * np.pi * y) > 0)
+def texture_mask(name: str, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where the second colour of the class's texture is: half of the area. x, y: share of the image's width."""
+    texture, period = name.split("_")
+    degrees = STRIPES.get(texture, 0) * rng.choice([1, -1]) + rng.uniform(-TILT, TILT)
+    length, phase = rng.uniform(*PERIODS[period]), rng.uniform(0, 2 * np.pi, size=2)
+    across, along = rotated(x, y, np.deg2rad(degrees))
+    stripes = np.sin(2 * np.pi * across / length + phase[0]) > 0
+    return stripes if texture in STRIPES else stripes ^ (np.sin(2 * np.pi * along / length + phase[1]) > 0)
 
 
 def rotated(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -64,24 +76,20 @@ def colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return first, second
 
 
-def draw(shape: str, texture: str, rng: np.random.Generator, size: int) -> Image.Image:
-    """One picture: a textured background, two lines that distract, the shape, and sensor noise."""
+def draw(name: str, rng: np.random.Generator, size: int) -> Image.Image:
+    """One picture of class `name`: a smooth background, a line that distracts, the textured object, sensor noise."""
     n = size * OVERSAMPLING
     y, x = np.mgrid[0:n, 0:n].astype(np.float32) / n
     ground, other = colors(rng)
-    blend = np.clip(0.5 + 0.35 * smooth_noise(rng, 4, n) + 0.15 * smooth_noise(rng, 12, n), 0, 1)
+    blend = np.clip(0.5 + 0.35 * smooth_noise(rng, 4, n), 0, 1)
     pixels = ground * blend + other * (1 - blend)
-    for _ in range(2):
-        across, _along = rotated(x - rng.uniform(0.1, 0.9), y - rng.uniform(0.1, 0.9), rng.uniform(0, np.pi))
-        pixels[abs(across) < rng.uniform(0.01, 0.03)] = rng.uniform(20, 235, size=3)
-    radius = rng.uniform(0.16, 0.27)
-    center = rng.uniform(0.3, 0.7, size=2)
+    across, _along = rotated(x - rng.uniform(0.1, 0.9), y - rng.uniform(0.1, 0.9), rng.uniform(0, np.pi))
+    pixels[abs(across) < rng.uniform(0.01, 0.03)] = rng.uniform(20, 235, size=3)
+    radius, center = rng.uniform(0.2, 0.32), rng.uniform(0.35, 0.65, size=2)
     u, v = x - center[0], y - center[1]
+    shape = SHAPES[rng.integers(len(SHAPES))]
     inside = shape_mask(shape, *(c / radius for c in rotated(u, v, rng.uniform(0, 2 * np.pi))))
-    period = rng.uniform(0.09, 0.14)
-    phase = rng.uniform(0, 1, size=2)
-    p, q = rotated(u, v, rng.uniform(0, np.pi))
-    second = texture_mask(texture, p / period + phase[0], q / period + phase[1])
+    second = texture_mask(name, u, v, rng)
     first_color, second_color = colors(rng)
     pixels[inside & ~second] = first_color
     pixels[inside & second] = second_color
@@ -98,7 +106,7 @@ def write(root: Path, parameters: dict[str, int]) -> None:
             folder.mkdir(parents=True)
             for i in range(parameters[split]):
                 rng = np.random.default_rng([parameters["seed"], split_number, class_number, i])
-                draw(*name.split("_"), rng, parameters["size"]).save(folder / f"{i:03d}.JPEG", quality=92)
+                draw(name, rng, parameters["size"]).save(folder / f"{i:03d}.JPEG", quality=92)
     (root / MARKER).write_text(json.dumps(parameters, sort_keys=True) + "\n")
 
 
@@ -132,7 +140,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
-    print(make(options.pop("out"), options))
+    print(make(options.pop("out"), {**options, "version": VERSION}))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,9 @@ def test_batch_larger_than_the_data_set_is_one_clear_line():
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("length", "batch_size", "world_size"), [(23, 4, 1), (23, 4, 2), (9, 4, 3), (8, 4, 2), (3, 4, 2)])
+@pytest.mark.parametrize(
+    ("length", "batch_size", "world_size"), [(23, 4, 1), (23, 4, 2), (9, 4, 3), (8, 4, 2), (3, 4, 2)]
+)
 def test_eval_sampler_yields_each_sample_once_over_all_ranks(length, batch_size, world_size):
     ranks = [EvalSampler(length, batch_size, rank, world_size) for rank in range(world_size)]
     assert sorted(key.index for rank in ranks for batch in rank for key in batch) == list(range(length))
@@ -134,7 +136,12 @@ def test_eval_sampler_yields_each_sample_once_over_all_ranks(length, batch_size,
 
 def test_collate_keeps_the_views_of_a_sample_together_and_repeats_its_label():
     samples = [
-        Sample(i, [torch.full((1, 2, 2), 10.0 * i + v) for v in range(2)], label=i + 5, masks=[torch.eye(2) > v for v in range(2)])
+        Sample(
+            i,
+            [torch.full((1, 2, 2), 10.0 * i + v) for v in range(2)],
+            label=i + 5,
+            masks=[torch.eye(2) > v for v in range(2)],
+        )
         for i in (3, 1)
     ]
     batch = collate(samples)

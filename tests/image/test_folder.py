@@ -27,14 +27,17 @@ def relative(folder):
     return [folder.paths.relative(i) for i in range(len(folder))]
 
 
-def test_lists_the_same_files_and_labels_as_torchvision(photo_folder):
-    ours, theirs = ImageFolder(photo_folder, "train"), TorchvisionFolder(str(photo_folder / "train"))
+def test_lists_the_same_files_and_labels_as_torchvision(tmp_path):
+    touch(tmp_path, *(f"train/{c}/{i}.JPEG" for c in ("n02", "n01", "apple") for i in (10, 9, 1)))
+    ours, theirs = ImageFolder(tmp_path, "train"), TorchvisionFolder(str(tmp_path / "train"))
     assert list(zip(ours.paths, ours.labels.tolist())) == theirs.samples
     assert list(ours.classes) == theirs.classes and len(ours) == len(theirs)
 
 
 def test_nested_files_any_case_of_extension_and_hidden_files(tmp_path):
-    touch(tmp_path, "train/b/x.JPG", "train/b/deep/er/y.png", "train/a b/z.WebP", "train/a b/1.tif", "train/b/notes.txt")
+    touch(
+        tmp_path, "train/b/x.JPG", "train/b/deep/er/y.png", "train/a b/z.WebP", "train/a b/1.tif", "train/b/notes.txt"
+    )
     touch(tmp_path, "train/b/.hidden.jpg", "train/.cache/x.jpg", "train/readme.jpg")
     folder = ImageFolder(tmp_path, "train")
     assert folder.classes == ("a b", "b")

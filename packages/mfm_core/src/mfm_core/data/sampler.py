@@ -1,4 +1,4 @@
-"""Which sample each rank sees at each step: pure functions of (seed, epoch, step), so resuming needs no worker state."""
+"""Which sample each rank sees at each step: functions of (seed, epoch, step), so resuming needs no worker state."""
 
 from __future__ import annotations
 

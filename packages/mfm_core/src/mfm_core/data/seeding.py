@@ -1,4 +1,4 @@
-"""Seeds that are derived, not carried: every random stream is named by numbers, so nothing has to be saved to resume."""
+"""Seeds that are derived, not carried: every random stream has a name, so nothing has to be saved to resume."""
 
 from __future__ import annotations
 

@@ -91,13 +91,15 @@ class ImageDataset(Dataset):
     def _views(self, index: int, streams: list[tuple[int | str, ...]]) -> tuple[list[Tensor], list[Tensor]]:
         """Decodes file `index` and makes one view, and one mask if any are made, per stream."""
         with ImageReader(self.folder.paths[index]) as image:
-            full = image.height, image.width
-            crops = [self.transform.plan(*full, random.Random(derive_seed(*name, "crop"))) for name in streams]
+            crops = [
+                self.transform.plan(image.height, image.width, random.Random(derive_seed(*name, "crop")))
+                for name in streams
+            ]
             pixels = image.decode(min(self.transform.reduction(crop) for crop in crops))
         views, masks = [], []
         for name, crop in zip(streams, crops):
             with seeded(derive_seed(*name, "augment")):
-                views.append(self.transform.apply(pixels, crop, full))
+                views.append(self.transform.apply(pixels, crop, image.reduction))
             if self.mask_generator is not None:
                 masks.append(self.mask_generator(torch.Generator().manual_seed(derive_seed(*name, "mask"))))
         return views, masks

@@ -43,7 +43,8 @@ class ImageReader:
     ...     pixels = image.decode(largest_reduction(image.height, image.width, ...))
 
     Args:
-        path: of the file. Inside the context, `data` is its content, `width`, `height` and `mode` (PIL's) its header.
+        path: of the file. Inside the context, `data` is its content, and `width`, `height` and `mode` (PIL's name)
+            are what its header says. `reduction` is the scale that `decode` really used.
 
     Raises:
         UnreadableImage: on entering the context, for files PIL cannot identify.
@@ -51,6 +52,7 @@ class ImageReader:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.reduction = 1
 
     def __enter__(self) -> ImageReader:
         with _readable(self.path):
@@ -83,7 +85,9 @@ class ImageReader:
                 pass  # PIL decides whether the file is readable, and says why not
         with _readable(self.path):
             if reduction > 1:
-                self._image.draft("RGB", (max(1, self.width // reduction), max(1, self.height // reduction)))
+                size = max(1, self.width // reduction), max(1, self.height // reduction)
+                drafted = self._image.draft("RGB", size)
+                self.reduction = round(self.width / drafted[1][2]) if drafted else 1
             return torch.from_numpy(_to_rgb(self.path, self._image)).permute(2, 0, 1)
 
 

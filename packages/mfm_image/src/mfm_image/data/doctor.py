@@ -84,7 +84,9 @@ class DoctorReport:
         text += [f"PROBLEM {problem}" for problem in self.problems]
         text += _listing("unreadable", self.unreadable_total, [f"{b.path}: {b.reason}" for b in self.unreadable])
         conflicts = f" ({self.conflicts_total} with different labels)" if self.conflicts_total else ""
-        text += _listing("groups of equal files" + conflicts, self.duplicates_total, [" = ".join(g) for g in self.duplicates])
+        text += _listing(
+            "groups of equal files" + conflicts, self.duplicates_total, [" = ".join(g) for g in self.duplicates]
+        )
         leaks = [f"{val} is also {train}" for train, val in self.leaks]
         text += _listing("LEAKS: validation files that are also in train", self.leaks_total, leaks)
         text.append("healthy" if self.healthy else "not healthy: see above")
@@ -137,9 +139,7 @@ def _survey(root: Path) -> tuple[list[SplitCount], PathTable, int, list[str]]:
         sizes = {name: len(paths) for name, paths in images.items()}
         smallest, largest = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
         counts.append(
-            SplitCount(
-                split, sum(sizes.values()), len(sizes), (smallest, sizes[smallest]), (largest, sizes[largest])
-            )
+            SplitCount(split, sum(sizes.values()), len(sizes), (smallest, sizes[smallest]), (largest, sizes[largest]))
         )
         problems += [f"the class folder {folder / name} holds no image" for name, n in sizes.items() if not n]
         if train_classes is not None:

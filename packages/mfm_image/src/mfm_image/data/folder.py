@@ -143,9 +143,7 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
 
 
 def _no_images(folder: Path) -> str:
-    return (
-        f"the class folder {folder} holds no image; add images ({', '.join(e[1:] for e in EXTENSIONS)}) or remove it"
-    )
+    return f"the class folder {folder} holds no image; add images ({', '.join(e[1:] for e in EXTENSIONS)}) or remove it"
 
 
 def _require_known(found: Sequence[str], known: Sequence[str], folder: Path) -> None:

@@ -2,7 +2,7 @@
 follows timm's `transforms_imagenet_train`), in two phases so that the crop is known before the file is decoded.
 
 `plan` draws a crop from the size of the image; `apply` resizes that crop and does everything after it. Resizing is
-torch's antialiased uint8 kernel, which computes what PIL does (to one grey level) five times faster.
+torch's antialiased uint8 kernel, which computes what PIL does (to one grey level, rarely two) five times faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 @dataclass(frozen=True)
 class Crop:
-    """A box of the original image, in its pixels, and what happens to it: the size it is resized to, mirrored or not."""
+    """A box of the original image, in its pixels, and how it is resized and mirrored."""
 
     top: int
     left: int
@@ -41,11 +41,12 @@ class Crop:
     interpolation: str
     flip: bool = False
 
-    def reduced(self, full: tuple[int, int], actual: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of this box in an image of `actual` size that was decoded from one of `full` size."""
-        rows = _scaled(self.top, self.height, actual[0] / full[0])
-        columns = _scaled(self.left, self.width, actual[1] / full[1])
-        return rows, columns
+    def reduced(self, reduction: int) -> tuple[slice, slice]:
+        """Rows and columns of this box in the image reduced by that factor.
+
+        Edges move to the nearest pixel: by half a reduced pixel at most.
+        """
+        return _scaled(self.top, self.height, reduction), _scaled(self.left, self.width, reduction)
 
 
 class Transform(Protocol):
@@ -57,8 +58,8 @@ class Transform(Protocol):
     def reduction(self, crop: Crop) -> int:
         """By how much (1, 2, 4, 8) an image may be reduced while it is decoded."""
 
-    def apply(self, pixels: Tensor, crop: Crop, full: tuple[int, int]) -> Tensor:
-        """(3, h, w) uint8, decoded from an image of `full` size, to (3, size, size) float32."""
+    def apply(self, pixels: Tensor, crop: Crop, reduction: int = 1) -> Tensor:
+        """(3, h, w) uint8, the image reduced by `reduction`, to (3, size, size) float32."""
 
 
 class TrainTransform:
@@ -121,9 +122,9 @@ class TrainTransform:
         """The largest at which the crop still has the size of the output."""
         return largest_reduction(crop.height, crop.width, self.size, self.size)
 
-    def apply(self, pixels: Tensor, crop: Crop, full: tuple[int, int]) -> Tensor:
-        """(3, h, w) uint8, decoded from an image of `full` size, to (3, size, size) float32."""
-        rows, columns = crop.reduced(full, tuple(pixels.shape[1:]))
+    def apply(self, pixels: Tensor, crop: Crop, reduction: int = 1) -> Tensor:
+        """(3, h, w) uint8, the image reduced by `reduction`, to (3, size, size) float32."""
+        rows, columns = crop.reduced(reduction)
         image = resize(pixels[:, rows, columns], (self.size, self.size), crop.interpolation)
         if crop.flip:
             image = image.flip(-1)
@@ -136,8 +137,8 @@ class TrainTransform:
 class EvalTransform:
     """Resizes the short side to `int(size / crop_ratio)` and crops the centre; images may be enlarged for it.
 
-    The same pixels as torchvision's `Resize` and `CenterCrop` (to one grey level); always decoded in full, so that
-    numbers compare with those of other code.
+    The same pixels as torchvision's `Resize` and `CenterCrop` (to one grey level, rarely two); always decoded in
+    full, so that numbers compare with those of other code.
 
     Args:
         size: height and width of the output, pixels (`DATA.TEST_CROP_SIZE`).
@@ -168,11 +169,11 @@ class EvalTransform:
         """1: numbers of an evaluation shall not depend on a shortcut."""
         return 1
 
-    def apply(self, pixels: Tensor, crop: Crop, full: tuple[int, int]) -> Tensor:
-        """(3, h, w) uint8 to (3, size, size) float32."""
+    def apply(self, pixels: Tensor, crop: Crop, reduction: int = 1) -> Tensor:
+        """(3, h, w) uint8, the whole image, to (3, size, size) float32."""
         if not self.short_side:
             return self.normalize(resize(pixels, (self.size, self.size), crop.interpolation))
-        height, width = short_side_size(*full, self.short_side)
+        height, width = short_side_size(*pixels.shape[1:], self.short_side)
         image = resize(pixels, (height, width), crop.interpolation)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return self.normalize(image[:, top : top + self.size, left : left + self.size])
@@ -211,7 +212,7 @@ def random_crop(
 
 
 def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """(3, h, w) uint8 to (3, *size) uint8 with antialiasing, as PIL's `resize` to one grey level."""
+    """(3, h, w) uint8 to (3, *size) uint8 with antialiasing, PIL's `resize` to one grey level, rarely two."""
     if tuple(pixels.shape[1:]) == size:
         return pixels
     return interpolate(pixels[None], size=size, mode=interpolation, antialias=True, align_corners=False)[0]
@@ -279,6 +280,6 @@ def from_pil(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _scaled(start: int, length: int, factor: float) -> slice:
-    first = round(start * factor)
-    return slice(first, max(first + 1, round((start + length) * factor)))
+def _scaled(start: int, length: int, reduction: int) -> slice:
+    first = round(start / reduction)
+    return slice(first, max(first + 1, round((start + length) / reduction)))

@@ -1,0 +1,214 @@
+"""Our augmentation beside torchvision's, timm's and PIL's."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from mfm_core.data.seeding import seeded
+from mfm_core.errors import UserError
+from mfm_image.data.decode import ImageReader
+from mfm_image.data.transforms import (
+    Crop,
+    EvalTransform,
+    Normalize,
+    TrainTransform,
+    build_auto_augment,
+    from_pil,
+    posterize,
+    random_crop,
+    resize,
+    to_pil,
+)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BICUBIC = T.InterpolationMode.BICUBIC
+TO_INPUT = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
+ONE_LEVEL = 1 / 255 / min(STD)
+
+
+def picture(seed, width=90, height=60):
+    """A smooth colour picture: few random cells, enlarged, so that reduced-scale decoding can be compared."""
+    cells = np.random.default_rng(seed).integers(0, 256, size=(8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def assert_same_pixels(ours, theirs):
+    """Equal but for the rounding of the resampling: two grey levels at most, and none in nine pixels of ten."""
+    difference = (ours - theirs).abs()
+    assert difference.max() < 2.01 * ONE_LEVEL
+    assert (difference > 1e-5).float().mean() < 0.1
+
+
+# --- crops ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(500, 375), (64, 64), (30, 300), (300, 30), (2, 50)])
+@pytest.mark.parametrize("scale", [(0.5, 1.0), (0.08, 1.0)])
+def test_random_crop_draws_the_boxes_of_timm(size, scale):
+    width, height = size
+    image = Image.new("RGB", size)
+    for seed in range(20):
+        random.seed(seed)
+        expected = RandomResizedCropAndInterpolation.get_params(image, scale, (0.75, 1.3333))
+        box = random_crop(height, width, scale, (0.75, 1.3333), random.Random(seed))
+        assert box == tuple(expected)
+        assert 0 <= box[0] <= height - box[2] and 0 <= box[1] <= width - box[3] and min(box[2:]) >= 1
+
+
+def test_random_crop_of_a_single_pixel_is_that_pixel():
+    assert {random_crop(1, 1, (0.08, 1), (0.75, 1.3333), random.Random(seed)) for seed in range(50)} == {(0, 0, 1, 1)}
+
+
+def test_plan_is_its_generator_and_flips_half():
+    transform = TrainTransform(32, MEAN, STD, scale=(0.5, 1.0), interpolation="random")
+    crops = [transform.plan(60, 80, random.Random(seed)) for seed in range(400)]
+    assert crops == [transform.plan(60, 80, random.Random(seed)) for seed in range(400)]
+    assert 160 < sum(crop.flip for crop in crops) < 240
+    assert 160 < sum(crop.interpolation == "bilinear" for crop in crops) < 240
+    assert not any(TrainTransform(32, MEAN, STD, flip=0).plan(9, 9, random.Random(s)).flip for s in range(50))
+
+
+# --- pixels --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("box", [(5, 9, 40, 61), (0, 0, 60, 90), (20, 30, 7, 11)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resizing_a_crop_is_what_pil_does(box, interpolation):
+    image = picture(1)
+    top, left, height, width = box
+    cropped = image.crop((left, top, left + width, top + height))
+    expected = from_pil(cropped.resize((32, 24), getattr(Image.Resampling, interpolation.upper()))).int()
+    ours = resize(from_pil(image)[:, top : top + height, left : left + width], (24, 32), interpolation).int()
+    assert (ours - expected).abs().max() <= 1
+    assert (ours != expected).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_train_transform_is_torchvisions_resized_crop_flip_and_normalise(flip):
+    image = picture(2)
+    crop = Crop(4, 7, 50, 66, "bicubic", flip)
+    expected = T.functional.resized_crop(image, 4, 7, 50, 66, [32, 32], BICUBIC)
+    expected = TO_INPUT(T.functional.hflip(expected) if flip else expected)
+    ours = TrainTransform(32, MEAN, STD).apply(from_pil(image), crop)
+    assert ours.dtype == torch.float32 and ours.is_contiguous()
+    assert_same_pixels(ours, expected)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (33, 33), (20, 15), (41, 300)])
+def test_eval_transform_is_torchvisions_resize_and_centre_crop(size):
+    image = picture(3, *size)
+    expected = T.Compose([T.Resize(int(32 / 0.875), BICUBIC), T.CenterCrop(32), TO_INPUT])(image)
+    transform = EvalTransform(32, MEAN, STD)
+    crop = transform.plan(size[1], size[0], random.Random(0))
+    assert transform.reduction(crop) == 1
+    assert_same_pixels(transform.apply(from_pil(image), crop), expected)
+
+
+def test_eval_transform_without_a_crop_resizes_the_whole_image():
+    image = picture(3)
+    expected = TO_INPUT(image.resize((32, 32), Image.Resampling.BICUBIC))
+    transform = EvalTransform(32, MEAN, STD, crop_ratio=0)
+    assert_same_pixels(transform.apply(from_pil(image), transform.plan(60, 90, None)), expected)
+
+
+def test_normalise_is_totensor_and_normalize():
+    image = picture(4)
+    torch.testing.assert_close(Normalize(MEAN, STD)(from_pil(image)), TO_INPUT(image), rtol=0, atol=1e-6)
+
+
+def test_pil_and_back():
+    pixels = from_pil(picture(5))
+    assert torch.equal(from_pil(to_pil(pixels)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("crop", "tolerance"),
+    [
+        (Crop(80, 160, 640, 640, "bicubic"), 0.003),  # on the grid of reduced pixels
+        (Crop(84, 164, 640, 640, "bicubic"), 0.03),  # half a reduced pixel off, the worst case
+        (Crop(0, 0, 803, 1001, "bicubic", flip=True), 0.006),
+    ],
+)
+def test_crop_of_a_reduced_image_is_near_that_of_the_full_one(tmp_path, crop, tolerance):
+    path = str(tmp_path / "a.jpg")
+    picture(6, 1001, 803).save(path, quality=95)
+    transform = TrainTransform(48, (0, 0, 0), (1, 1, 1))
+    assert transform.reduction(crop) == 8
+    views = []
+    for reduction in (1, 8):
+        with ImageReader(path) as image:
+            views.append(transform.apply(image.decode(reduction), crop, image.reduction))
+        assert image.reduction == reduction
+    assert (views[0] - views[1]).abs().mean() < tolerance
+
+
+# --- policies ------------------------------------------------------------------------------------------------------
+
+
+def test_rand_augment_is_timms_with_pyslowfasts_constants():
+    params = {"translate_const": int(64 * 0.45), "img_mean": (124, 116, 104), "interpolation": Image.BICUBIC}
+    theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", params)
+    ours = build_auto_augment("rand-m9-mstd0.5-inc1", 64, MEAN, "bicubic")
+    image, equal = picture(7, 64, 64), 0
+    for seed in range(60):
+        with seeded(seed):
+            result = np.asarray(ours(image))
+        try:
+            with seeded(seed):
+                equal += np.array_equal(result, np.asarray(theirs(image)))
+        except ValueError:  # posterize to no bits, with a recent Pillow
+            equal += 1
+    assert equal >= 59  # older Pillow: black instead
+
+
+def test_posterize_keeps_at_least_one_bit():
+    image = picture(7, 8, 8)
+    assert set(np.unique(np.asarray(posterize(image, 0)))) == {0, 128}
+    assert np.array_equal(np.asarray(posterize(image, 8)), np.asarray(image))
+    for policy in ("rand-m10-inc1", "augmix-m10", "original"):
+        build_auto_augment(policy, 64, MEAN, "bicubic")
+
+
+def test_a_policy_replaces_colour_jitter_and_erasing_is_timms():
+    assert isinstance(TrainTransform(8, MEAN, STD, color_jitter=0.4).recolor, T.ColorJitter)
+    assert not isinstance(TrainTransform(8, MEAN, STD, color_jitter=0.4, auto_augment="rand-m9").recolor, T.ColorJitter)
+    assert TrainTransform(8, MEAN, STD).recolor is None and TrainTransform(8, MEAN, STD).erase is None
+    transform = TrainTransform(32, MEAN, STD, erase_prob=1.0, erase_mode="pixel", erase_count=2)
+    pixels, crop = from_pil(picture(8)), Crop(0, 0, 60, 90, "bicubic")
+    plain = TrainTransform(32, MEAN, STD).apply(pixels, crop)
+    with seeded(3):
+        erased = transform.apply(pixels, crop)
+    with seeded(3):
+        expected = RandomErasing(1.0, mode="pixel", max_count=2, device="cpu")(plain.clone())
+    assert torch.equal(erased, expected) and not torch.equal(erased, plain)
+
+
+def test_colour_jitter_follows_the_seed_and_changes_the_image():
+    transform = TrainTransform(32, MEAN, STD, color_jitter=0.4)
+    pixels, crop, views = from_pil(picture(9)), Crop(0, 0, 60, 90, "bicubic"), []
+    for seed in (1, 1, 2):
+        with seeded(seed):
+            views.append(transform.apply(pixels, crop))
+    assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"interpolation": "cubic"}, "AUG.INTERPOLATION"),
+        ({"auto_augment": "rnd-m9"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "rand-z9"}, "AUG.AA_TYPE"),
+        ({"erase_mode": "black"}, "AUG.RE_MODE"),
+    ],
+)
+def test_options_that_do_not_exist_name_their_key(options, key):
+    with pytest.raises(UserError, match=key) as error:
+        TrainTransform(32, MEAN, STD, **options)
+    assert "\n" not in str(error.value)
