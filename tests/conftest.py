@@ -1,6 +1,23 @@
-"""Puts this folder on the path, so that tests share modules such as `golden_cases` (pytest imports tests by file)."""
+"""Shared by all tests: the modules beside this file (pytest imports tests by file), and folders of a few photos."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest  # noqa: E402
+from photos import picture  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory):
+    """3 classes with 8 training and 2 validation JPEG files each, of different sizes."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 8), ("val", 2)):
+        for number, name in enumerate(("apple", "bear", "cat")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                seed = 1000 * number + i + (500 if split == "val" else 0)
+                picture(seed, 80 + 5 * i, 60 + 3 * number).save(folder / f"{i}.JPEG", quality=95)
+    return root

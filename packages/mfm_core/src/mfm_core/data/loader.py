@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -84,9 +85,15 @@ def build_loader(
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
+        worker_init_fn=_leave_signals_to_trainer,
         generator=torch.Generator(),  # else each pass would draw a seed from the training process's own stream
     )
     return Loader(loader, dataset, num_workers)
+
+
+def _leave_signals_to_trainer(worker: int) -> None:
+    """A SIGTERM to the process group asks the training process to save and leave; it still needs its workers then."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _ErrorAsValue(Dataset):

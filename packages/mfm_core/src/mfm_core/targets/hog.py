@@ -286,3 +286,7 @@ class HOGTarget:
         frames = clips.transpose(1, 2).flatten(0, 1)
         histograms = hog(frames, self.bins, self.cell, self.gaussian_window)
         return group(histograms.view(images.shape[0], -1, *histograms.shape[1:]), self.per_token)
+
+    def ungroup(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Targets or predictions (B, L, dim) over `grid` as histograms in their places, see `ungroup`."""
+        return ungroup(tokens, grid, self.patch, self.cell, self.bins)
