@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def setup_logging(folder: Path | None) -> None:
 def prepare_folder(path: str) -> Path:
     """Makes `OUTPUT_DIR` and proves that it can be written; raises UserError otherwise."""
     folder = Path(path)
-    probe = folder / ".writable"
+    probe = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")

@@ -89,4 +89,6 @@ def _worker(
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.exit(function(*args))
+    code = function(*args)
+    if code:
+        sys.exit(code)

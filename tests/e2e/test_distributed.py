@@ -1,0 +1,58 @@
+"""Two processes train what one trains: after 20 steps on the same global batches, weights agree to 1e-5."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from mfm_core.parallel.launch import launch
+from mfm_image.entry import main
+from paths import CONFIGS, TOOLS
+from tiny_runs import TINY, assert_same, last_state, tiny_config
+
+TWENTY_STEPS = ["SOLVER.MAX_EPOCH", "10", "TRAIN.BATCH_SIZE", "12", "SOLVER.WARMUP_EPOCHS", "1.0"]
+CASES = {
+    # Masks differ in size from image to image: a mean of the ranks' means would be off by far more than 1e-5.
+    "pretrain": ["SOLVER.CLIP_GRAD_L2NORM", "0.05", "MONITOR.PICTURE_PERIOD", "0"],
+    "finetune": ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.BASE_LR", "0.01", "TRAIN.EMA_DECAY", "0.9"],
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_two_processes_equal_one(kind, photo_folder, tmp_path):
+    overrides = [*TWENTY_STEPS, *CASES[kind]]
+    assert main(tiny_config(kind, photo_folder, tmp_path / "one", *overrides)) == 0
+    two = tiny_config(kind, photo_folder, tmp_path / "two", *overrides, "NUM_GPUS", "2", "TRAIN.ACCUM_STEPS", "2")
+    assert launch(main, (two,), processes=2) == 0
+    one, other = last_state(tmp_path / "one"), last_state(tmp_path / "two")
+    assert one["step"] == other["step"] == 20
+    assert_same(one, other, atol=1e-5)
+    logs = [_epoch_lines(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) == 10
+    for first, second in zip(*logs):
+        for key in ("train_loss", "val_loss", "top1", "clipped_share"):
+            if key in first:
+                assert first[key] == pytest.approx(second[key], rel=1e-4), key
+
+
+def test_torchrun_resumes_what_one_process_began(photo_folder, tmp_path):
+    """Continues under torchrun, with two processes, a run that one process stopped in the middle of an epoch."""
+    overrides = [*TWENTY_STEPS, *CASES["pretrain"]]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *overrides)) == 0
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "run", *overrides, "TRAIN.STOP_STEP", "5")) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [TOOLS / "run_net.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
+    command += ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path / "run", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "continuing from" in done.stdout
+    assert_same(last_state(tmp_path / "whole"), last_state(tmp_path / "run"), atol=1e-5)
+
+
+def _epoch_lines(path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "epoch"]
