@@ -22,32 +22,39 @@ PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; unknown options are refused, what follows the options is KEY VALUE KEY VALUE."""
+    """The command line: a command, options, and KEY VALUE KEY VALUE in any order with them."""
     parser = argparse.ArgumentParser(
-        prog="run_net.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="run_net.py",
+        usage="run_net.py [doctor] --cfg FILE [--dry-run] [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", choices=("train", "doctor"), default="train")
     parser.add_argument("--cfg", required=True, metavar="FILE", help="a YAML configuration")
     parser.add_argument("--dry-run", action="store_true", help="describe the run and leave")
     parser.add_argument("--shard_id", type=int, default=0, help="this machine's number, from 0 to NUM_SHARDS - 1")
     parser.add_argument("--init_method", default="tcp://localhost:0", help="tcp://host:port of machine 0")
-    parser.add_argument("--opts", action="store_true", help="accepted for PySlowFast's sake; overrides need no flag")
-    options, overrides = parser.parse_known_args(arguments)
-    options.overrides = overrides
+    doctor = arguments[:1] == ["doctor"]
+    options, overrides = parser.parse_known_args(arguments[1:] if doctor or arguments[:1] == ["train"] else arguments)
+    unknown = [word for word in overrides[::2] if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    options.doctor, options.overrides = doctor, overrides
     return options
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code: 0, or 2 after one line that says what the user can put right."""
-    if arguments and arguments[0] not in ("train", "doctor"):
-        arguments = ["train", *arguments]
+    """Returns the exit code.
+
+    0: done. 1: the doctor found something to put right. 2: one line said what the user can put right.
+    """
     options = parse(arguments)
     try:
         cfg = load_config(options.cfg, options.overrides)
         entry = entry_of(cfg)
-        if options.command == "doctor":
-            print("\n".join(entry.doctor(cfg)))
-            return 0
+        if options.doctor:
+            lines, healthy = entry.doctor(cfg)
+            print("\n".join(lines))
+            return 0 if healthy else 1
         if options.dry_run:
             print("\n".join(entry.dry_run(cfg)))
             return 0

@@ -14,6 +14,8 @@ from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.run import run
 from mfm_core.parallel.launch import local_processes
 from mfm_core.parallel.world import World, choose_device
+from mfm_image.data.build import data_root
+from mfm_image.data.doctor import check_folder
 from mfm_image.data.folder import ImageFolder
 from mfm_image.models import build_model, example_input
 from mfm_image.tasks.finetune import FinetuneTask
@@ -48,3 +50,9 @@ def dry_run(cfg: CfgNode) -> list[str]:
     precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, device)
     description = describe_run(model, example_input(cfg, model.backbone.grid), plan, precision)
     return [f"task: {plan.task}; {note}", *description.lines(), *(f"warning: {w}" for w in warnings)]
+
+
+def doctor(cfg: CfgNode) -> tuple[list[str], bool]:
+    """What there is to say about the data folder, line by line, and whether all is well."""
+    report = check_folder(data_root(cfg), workers=cfg.DATA_LOADER.NUM_WORKERS)
+    return report.lines(), report.healthy

@@ -39,7 +39,7 @@ def eval_transform(cfg: CfgNode) -> EvalTransform:
 
 def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fraction: float = 1.0) -> ImageDataset:
     """The augmented training images; `fraction` of the labels of each class."""
-    folder = ImageFolder(_root(cfg), "train", fraction=fraction, seed=cfg.RNG_SEED)
+    folder = ImageFolder(data_root(cfg), "train", fraction=fraction, seed=cfg.RNG_SEED)
     return ImageDataset(
         folder, train_transform(cfg), cfg.RNG_SEED, num_samples=cfg.AUG.NUM_SAMPLE, mask_generator=mask_generator
     )
@@ -53,13 +53,14 @@ def eval_dataset(
     mask_generator: MaskGenerator | None = None,
 ) -> ImageDataset:
     """Images of `split` without augmentation; `images` of them drawn evenly over the classes, 0 for all."""
-    folder = ImageFolder(_root(cfg), split, classes=classes)
+    folder = ImageFolder(data_root(cfg), split, classes=classes)
     if 0 < images < len(folder):
-        folder = ImageFolder(_root(cfg), split, classes=classes, fraction=images / len(folder), seed=cfg.RNG_SEED)
+        folder = ImageFolder(data_root(cfg), split, classes=classes, fraction=images / len(folder), seed=cfg.RNG_SEED)
     return ImageDataset(folder, eval_transform(cfg), cfg.RNG_SEED, mask_generator=mask_generator, train=False)
 
 
-def _root(cfg: CfgNode) -> str:
+def data_root(cfg: CfgNode) -> str:
+    """The data folder; raises UserError where the configuration names none."""
     if not cfg.DATA.PATH_TO_DATA_DIR:
         raise UserError("DATA.PATH_TO_DATA_DIR is empty; name the folder that holds train/<class>/ and val/<class>/.")
     return cfg.DATA.PATH_TO_DATA_DIR

@@ -1,0 +1,45 @@
+# Two commands set everything up: `make demo` and `make test`. See README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := packages/mfm_core packages/mfm_image
+SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
+
+.PHONY: help setup demo test test-packages lint clean
+
+help:
+	@echo "make demo           make the demo data, pre-train, fine-tune, write the report (about 6 minutes on 2 cores)"
+	@echo "make test           all tests"
+	@echo "make test-packages  installs core + image alone in an environment of their own and runs the image tests there"
+	@echo "make lint           ruff"
+	@echo "make setup          only make $(VENV)"
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: $(SETTINGS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "Python 3.10 or newer is needed; set PYTHON=python3.x" && false)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(addprefix -e ,$(PACKAGES)) pytest ruff
+	@touch $@
+
+demo: setup
+	$(BIN)/python tools/make_demo_data.py --out data/demo
+	$(BIN)/python tools/run_net.py --cfg configs/demo/pretrain.yaml
+	$(BIN)/python tools/run_net.py --cfg configs/demo/finetune.yaml TRAIN.CHECKPOINT_FILE_PATH runs/demo/pretrain/checkpoints/checkpoint_epoch_00020.pyth
+	$(BIN)/python tools/run_net.py --cfg configs/demo/finetune.yaml OUTPUT_DIR runs/demo/scratch
+	$(BIN)/python tools/report.py runs/demo/pretrain runs/demo/finetune runs/demo/scratch --out runs/demo/report.html
+	@echo "Open runs/demo/report.html"
+
+test: setup
+	$(BIN)/python -m pytest
+
+# A second environment with core and image alone: neither decord nor pytorchvideo, nor anything else that was
+# installed beside them. It sees the large torch wheels of the first through a path file, to save their download.
+test-packages: setup
+	$(PYTHON) tools/test_packages.py --torch-from $(BIN)/python
+
+lint: setup
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) .venv-image runs data/demo
