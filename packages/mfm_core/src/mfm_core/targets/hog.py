@@ -102,17 +102,17 @@ def _hog_planes(planes: Tensor, bins: int, cell: int, gaussian_window: int) -> T
     if gaussian_window:
         tiles = height // gaussian_window, width // gaussian_window
         weights = gaussian_weights(gaussian_window, planes.device).repeat(tiles)
-    floats = [torch.empty(min(chunk, count), padded, device=planes.device) for _ in range(4)]
+    floats = [torch.empty(min(chunk, count), padded, device=planes.device) for _ in range(3)]
     index = torch.empty(floats[0].shape, dtype=torch.int64, device=planes.device)
     histogram = torch.empty(len(index), 2 * bins + 1, cells, device=planes.device)
     out = torch.empty(count, bins, cells, device=planes.device)
     with torch.autocast(planes.device.type, enabled=False):
         for start in range(0, count, chunk):
             part = planes[start : start + chunk]
-            image, gx, gy, magnitude = (buffer[: len(part)] for buffer in floats)
+            image, gx, gy = (buffer[: len(part)] for buffer in floats)
             _pad(part, out=image)
             _sobel(image, width + 2, gx, gy)
-            _magnitude(gx, gy, weights, (height, width), out=magnitude)
+            magnitude = _magnitude(gx, gy, weights, (height, width), out=image)
             _slot(gx, gy, bins, cells, slots, out=index[: len(part)])
             sums = histogram[: len(part)].zero_()
             sums.flatten(1).scatter_add_(1, index[: len(part)], magnitude)
@@ -164,7 +164,7 @@ def _sobel(image: Tensor, row: int, gx: Tensor, gy: Tensor) -> None:
     gy.view(-1)[length:] = 0
 
 
-def _magnitude(gx: Tensor, gy: Tensor, weights: Tensor | None, size: tuple[int, int], out: Tensor) -> None:
+def _magnitude(gx: Tensor, gy: Tensor, weights: Tensor | None, size: tuple[int, int], out: Tensor) -> Tensor:
     """Fills `out` with the (weighted) length of the gradient, and with zeros where there is no pixel."""
     height, width = size
     torch.mul(gx, gx, out=out).addcmul_(gy, gy).sqrt_()
@@ -173,6 +173,7 @@ def _magnitude(gx: Tensor, gy: Tensor, weights: Tensor | None, size: tuple[int, 
     image[:, :, width:] = 0
     if weights is not None:
         image[:, :height, :width] *= weights
+    return out
 
 
 def _slot(gx: Tensor, gy: Tensor, bins: int, cells: int, slots: Tensor, out: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The HOG target as one Triton kernel: reads each image once, writes normalised histograms in token order.
 
 Same numbers as `mfm_core.targets.hog`, which explains them and names the papers. The kernel is meant to run at the
-speed of memory, so it spends few instructions per pixel: rows of pixels stay in registers while the Sobel filter
-moves down a cell (about four loads per pixel instead of eight), and `atan2` is replaced by comparisons. With the
+speed of memory, so it spends few instructions per pixel: a thread owns a cell, whose pixels stay in registers while
+the Sobel filter moves down it (under two loads per pixel instead of eight, and no reduction over threads at the
+end), and `atan2` is replaced by comparisons. With the
 gradient folded into the half plane gx >= 0, angle >= k * pi / bins means gy <= gx * cot(k * pi / bins); for each
 k the magnitudes beyond that bound are summed, and the histogram is the difference of neighbouring sums (exactly zero
 where no pixel lies between: both sums then have the same terms in the same order).
@@ -20,76 +21,84 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LANES = 512
-"""Pixels of one row of cells that a program holds: 4 per thread at 4 warps."""
+BLOCK = 128
+"""Cells of a program: one per thread at 4 warps."""
+
+
+@triton.jit
+def _load_row(line, offset_left, offset_right, stride_x, live, STRIP: tl.constexpr):
+    """One row of STRIP pixels of each cell and the pixel on either side: a tuple of STRIP + 2 (BLOCK,) tensors."""
+    pixels = (tl.load(line + offset_left, mask=live, other=0.0).to(tl.float32),)
+    for i in tl.static_range(STRIP):
+        pixels = pixels + (tl.load(line + i * stride_x, mask=live, other=0.0).to(tl.float32),)
+    return pixels + (tl.load(line + offset_right, mask=live, other=0.0).to(tl.float32),)
+
+
+@triton.jit
+def _add_pixel(beyond, gx, gy, weight, COT: tl.constexpr, BINS: tl.constexpr):
+    """Adds one pixel's magnitude to `beyond`, whose element k sums what lies at angle k * pi / BINS or further."""
+    magnitude = tl.sqrt(gx * gx + gy * gy) * weight
+    # As float32 atan2 does, take an angle within 3.2e-8 of pi for pi, which is 0 again: beyond no bound.
+    counted = tl.where((gx >= 0) & (gx <= -3.2e-8 * gy), 0.0, magnitude)
+    gy = tl.where(gx < 0, -gy, gy)
+    gx = tl.abs(gx)
+    sums = (beyond[0] + magnitude,)
+    for k in tl.static_range(1, BINS):
+        # cot(pi - angle) = -cot(angle): half of the products are the negative of the other half.
+        bound = gx * COT[k] if 2 * k <= BINS else -(gx * COT[BINS - k])
+        sums = sums + (tl.where(gy <= bound, beyond[k] + counted, beyond[k]),)
+    return sums
 
 
 @triton.jit
 def _hog_kernel(
-    images, out, weights, cot,
+    images, out, weights,
     total, channels, frames, height, width, cells_y, cells_x, per_y, per_x,
     stride_n, stride_c, stride_t, stride_y, stride_x,
-    BINS: tl.constexpr, CELL: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    COT: tl.constexpr, BINS: tl.constexpr, CELL: tl.constexpr, STRIP: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK cells in the order (n, t, c, row, column), their COLUMNS >= CELL pixels side by side."""
+    """One thread per cell, in the order (n, t, c, row, column); it walks down its cell in strips STRIP pixels wide."""
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = cell < total
     cell_x = cell % cells_x
     cell_y = cell // cells_x % cells_y
     plane = cell // (cells_x * cells_y)
     c = plane % channels
     t = plane // channels % frames
     n = (plane // (channels * frames)).to(tl.int64)
+    base = images + n * stride_n + t.to(tl.int64) * stride_t + c.to(tl.int64) * stride_c
 
-    column = tl.arange(0, COLUMNS)[None, :]
-    live = (cell < total)[:, None] & (column < CELL)
-    x = cell_x[:, None] * CELL + column
-    left = tl.where(x == 0, 1, x - 1) * stride_x
-    right = tl.where(x == width - 1, width - 2, x + 1) * stride_x
-    middle = x * stride_x
-    first_y = (cell_y * CELL)[:, None]
-    base = images + (n * stride_n + t.to(tl.int64) * stride_t + c.to(tl.int64) * stride_c)[:, None]
-
-    # Rows above, at and below the pixel; the image is reflected at its border.
-    line = base + tl.where(first_y == 0, 1, first_y - 1) * stride_y
-    l0 = tl.load(line + left, mask=live, other=0.0).to(tl.float32)
-    m0 = tl.load(line + middle, mask=live, other=0.0).to(tl.float32)
-    r0 = tl.load(line + right, mask=live, other=0.0).to(tl.float32)
-    line = base + first_y * stride_y
-    l1 = tl.load(line + left, mask=live, other=0.0).to(tl.float32)
-    m1 = tl.load(line + middle, mask=live, other=0.0).to(tl.float32)
-    r1 = tl.load(line + right, mask=live, other=0.0).to(tl.float32)
-    zero = tl.zeros([BLOCK, COLUMNS], dtype=tl.float32)
+    zero = tl.zeros([BLOCK], dtype=tl.float32)
     beyond = (zero,) * BINS
-    for row in tl.static_range(CELL):
-        y = first_y + row
-        line = base + tl.where(y == height - 1, height - 2, y + 1) * stride_y
-        l2 = tl.load(line + left, mask=live, other=0.0).to(tl.float32)
-        m2 = tl.load(line + middle, mask=live, other=0.0).to(tl.float32)
-        r2 = tl.load(line + right, mask=live, other=0.0).to(tl.float32)
-        gx = l0 - r0 + 2 * l1 - 2 * r1 + l2 - r2
-        gy = l0 + 2 * m0 + r0 - l2 - 2 * m2 - r2
-        magnitude = tl.sqrt(gx * gx + gy * gy)
-        if WINDOW:
-            magnitude *= tl.load(weights + y % WINDOW * WINDOW + x % WINDOW)
-        # As float32 atan2 does, an angle within 3.2e-8 of pi counts as pi, which is 0 again.
-        fold = (gx < 0) | ((gy < 0) & (gx <= -3.2e-8 * gy))
-        gx = tl.where(fold, -gx, gx)
-        gy = tl.where(fold, -gy, gy)
-        sums = (beyond[0] + magnitude,)
-        for k in tl.static_range(1, BINS):
-            sums = sums + (tl.where(gy <= gx * tl.load(cot + k), beyond[k] + magnitude, beyond[k]),)
-        beyond = sums
-        l0, m0, r0 = l1, m1, r1
-        l1, m1, r1 = l2, m2, r2
+    first_y = cell_y * CELL
+    for strip in range(CELL // STRIP):
+        first_x = cell_x * CELL + strip * STRIP
+        # The image is reflected at its borders.
+        left = tl.where(first_x == 0, 1, -1) * stride_x
+        right = tl.where(first_x + STRIP == width, STRIP - 2, STRIP) * stride_x
+        start = base + first_x * stride_x
+        above = _load_row(start + tl.abs(first_y - 1) * stride_y, left, right, stride_x, live, STRIP)
+        here = _load_row(start + first_y * stride_y, left, right, stride_x, live, STRIP)
+        for row in range(CELL):
+            y = first_y + row
+            y_below = tl.where(y == height - 1, height - 2, y + 1)
+            below = _load_row(start + y_below * stride_y, left, right, stride_x, live, STRIP)
+            for i in tl.static_range(STRIP):
+                gx = above[i] - above[i + 2] + 2 * here[i] - 2 * here[i + 2] + below[i] - below[i + 2]
+                gy = above[i] + 2 * above[i + 1] + above[i + 2] - below[i] - 2 * below[i + 1] - below[i + 2]
+                weight = 1.0
+                if WINDOW:
+                    weight = tl.load(weights + y % WINDOW * WINDOW + (first_x + i) % WINDOW)
+                beyond = _add_pixel(beyond, gx, gy, weight, COT, BINS)
+            above = here
+            here = below
 
-    # Cells: the columns of each summed up, then bins as differences.
+    # The histogram: differences of neighbouring sums.
     histogram = ()
-    upper = tl.sum(beyond[0], axis=1)
-    squares = tl.zeros([BLOCK], dtype=tl.float32)
+    squares = zero
     for k in tl.static_range(BINS):
-        lower = upper
-        upper = tl.sum(beyond[k + 1], axis=1) if k + 1 < BINS else tl.zeros([BLOCK], dtype=tl.float32)
-        value = lower - upper
+        value = beyond[k] - beyond[k + 1] if k + 1 < BINS else beyond[k]
         squares += value * value
         histogram = histogram + (value,)
     norm = tl.sqrt(squares)
@@ -98,17 +107,16 @@ def _hog_kernel(
     tokens_x = cells_x // per_x
     token = (t * (cells_y // per_y) + cell_y // per_y) * tokens_x + cell_x // per_x
     per_bin = per_y * per_x
-    token += (n * frames * (cells_y // per_y) * tokens_x).to(tl.int64)
-    target = out + token * channels * BINS * per_bin + c * BINS * per_bin + cell_y % per_y * per_x + cell_x % per_x
+    place = (n * frames * (cells_y // per_y) * tokens_x + token) * channels + c
+    target = out + place * BINS * per_bin + cell_y % per_y * per_x + cell_x % per_x
     for k in tl.static_range(BINS):
-        tl.store(target + k * per_bin, histogram[k] * scale, mask=cell < total)
+        tl.store(target + k * per_bin, histogram[k] * scale, mask=live)
 
 
 @cache
-def _cotangents(bins: int, device: torch.device) -> Tensor:
-    """(bins,) float32: cot(k * pi / bins), the slope beyond which an orientation is in bin k or a later one."""
-    slopes = [0.0] + [0.0 if 2 * k == bins else 1 / math.tan(k * math.pi / bins) for k in range(1, bins)]
-    return torch.tensor(slopes, dtype=torch.float32, device=device)
+def _cotangents(bins: int) -> tuple[float, ...]:
+    """cot(k * pi / bins) for k = 0 (unused) .. bins // 2."""
+    return (0.0, *(0.0 if 2 * k == bins else 1 / math.tan(k * math.pi / bins) for k in range(1, bins // 2 + 1)))
 
 
 @cache
@@ -131,13 +139,12 @@ def hog_tokens(images: Tensor, bins: int, cell: int, gaussian_window: int, per_t
     cells_y, cells_x = height // cell, width // cell
     tokens = t * (cells_y // per_y) * (cells_x // per_x)
     out = images.new_empty((b, tokens, c * bins * per_y * per_x), dtype=torch.float32)
-    columns = triton.next_power_of_2(cell)
-    block = max(1, LANES // columns)
     total = b * c * t * cells_y * cells_x
+    strip = max(side for side in range(1, 9) if cell % side == 0)
     with torch.cuda.device_of(images):
-        _hog_kernel[(triton.cdiv(total, block),)](
-            images, out, _weights(gaussian_window, images.device), _cotangents(bins, images.device),
+        _hog_kernel[(triton.cdiv(total, BLOCK),)](
+            images, out, _weights(gaussian_window, images.device),
             total, c, t, height, width, cells_y, cells_x, per_y, per_x, *images.stride(),
-            BINS=bins, CELL=cell, COLUMNS=columns, BLOCK=block, WINDOW=gaussian_window, num_warps=4,
+            COT=_cotangents(bins), BINS=bins, CELL=cell, STRIP=strip, WINDOW=gaussian_window, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     return out
