@@ -8,6 +8,9 @@ gradient folded into the half plane gx >= 0, angle >= k * pi / bins means gy <= 
 k the magnitudes beyond that bound are summed, and the histogram is the difference of neighbouring sums (exactly zero
 where no pixel lies between: both sums then have the same terms in the same order).
 
+The bins are those of float32 `atan2` for all integer gradients of 8-bit images, except, with a number of bins that is
+a multiple of four, on the exact diagonals, where the rounding of `atan2` decides.
+
 Importing this file needs Triton; `hog.py` does so only when it meets a GPU tensor.
 """
 
@@ -40,13 +43,21 @@ def _add_pixel(beyond, gx, gy, weight, COT: tl.constexpr, BINS: tl.constexpr):
     magnitude = tl.sqrt(gx * gx + gy * gy) * weight
     # As float32 atan2 does, take an angle within 3.2e-8 of pi for pi, which is 0 again: beyond no bound.
     counted = tl.where((gx >= 0) & (gx <= -3.2e-8 * gy), 0.0, magnitude)
-    gy = tl.where(gx < 0, -gy, gy)
+    up = tl.where(gx < 0, -gy, gy)
+    down = -up
+    upright = tl.where(gx < 0, 1.03e-7, 1.59e-8)
     gx = tl.abs(gx)
     sums = (beyond[0] + magnitude,)
     for k in tl.static_range(1, BINS):
-        # cot(pi - angle) = -cot(angle): half of the products are the negative of the other half.
-        bound = gx * COT[k] if 2 * k <= BINS else -(gx * COT[BINS - k])
-        sums = sums + (tl.where(gy <= bound, beyond[k] + counted, beyond[k]),)
+        # cot(pi - angle) = -cot(angle): the bounds of the second quarter turn are those of the first, mirrored.
+        # With an even number of bins one bound is pi / 2 itself: there, too, what atan2 rounds to it counts as it.
+        if 2 * k < BINS:
+            over = up <= gx * COT[k]
+        elif 2 * k > BINS:
+            over = down >= gx * COT[BINS - k]
+        else:
+            over = up <= gx * upright
+        sums = sums + (tl.where(over, beyond[k] + counted, beyond[k]),)
     return sums
 
 
@@ -115,8 +126,8 @@ def _hog_kernel(
 
 @cache
 def _cotangents(bins: int) -> tuple[float, ...]:
-    """cot(k * pi / bins) for k = 0 (unused) .. bins // 2."""
-    return (0.0, *(0.0 if 2 * k == bins else 1 / math.tan(k * math.pi / bins) for k in range(1, bins // 2 + 1)))
+    """cot(k * pi / bins) for the bounds k below pi / 2; element 0 is not used."""
+    return (0.0, *(1 / math.tan(k * math.pi / bins) for k in range(1, (bins + 1) // 2)))
 
 
 @cache
