@@ -169,6 +169,22 @@ def test_chunks_do_not_show(monkeypatch):
         assert torch.equal(hog(x), whole)
 
 
+def test_threads_do_not_show_and_leave_the_settings_alone(monkeypatch):
+    monkeypatch.setattr(hog_module, "SERIAL", 0)
+    x = exact_images(5, 3, 32, 32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        want = hog(x)
+        for threads in (2, 3, 40):
+            torch.set_num_threads(threads)
+            assert torch.equal(hog(x), want)
+            assert torch.get_num_threads() == threads
+        assert not hog(x.requires_grad_()).requires_grad
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_other_types_and_strides_are_computed_in_float32():
     x = exact_images(2, 3, 32, 48)
     want = hog(x)
@@ -271,8 +287,13 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("shape, cell", [((8, 3, 224, 224), 8), ((1, 1, 64, 64), 4), ((16, 3, 48, 48), 3)])
 def test_no_buffer_is_larger_than_four_times_the_input(shape, cell):
     x = torch.randn(shape)
-    with LargestTensor() as largest:
-        hog(x, cell=cell)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the mode sees the operations of this thread only; on one thread buffers are largest
+    try:
+        with LargestTensor() as largest:
+            hog(x, cell=cell)
+    finally:
+        torch.set_num_threads(before)
     assert 0 < largest.bytes <= 4 * x.numel() * x.element_size()
 
 
