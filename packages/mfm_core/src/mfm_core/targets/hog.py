@@ -14,8 +14,12 @@ row, as convolution libraries do: that keeps even those cells equal to the relea
 from __future__ import annotations
 
 import math
+import os
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 
 import torch
 from torch import Tensor
@@ -26,8 +30,11 @@ from mfm_core.interfaces import Grid
 EPS = 1e-12
 """Lower bound of the norm of a cell: an exactly flat cell gives zeros."""
 
-CHUNK = 320_000
-"""Pixels worked on at once on a CPU: the handful of buffers this takes stays in the caches."""
+CHUNK = 640_000
+"""Pixels a thread works on at once on a CPU: the buffers (20 bytes per pixel) then fit a last-level cache."""
+
+SERIAL = 100_000
+"""Up to this many pixels a second thread is not worth waking."""
 
 
 def hog(images: Tensor, bins: int = 9, cell: int = 8, gaussian_window: int = 0) -> Tensor:
@@ -86,39 +93,65 @@ def gaussian_weights(side: int, device: torch.device) -> Tensor:
     return weights / weights.sum()
 
 
-@torch.no_grad()
 def _hog_planes(planes: Tensor, bins: int, cell: int, gaussian_window: int) -> Tensor:
-    """(P, H, W) single-channel images to (P, bins, H / cell * W / cell) normalised histograms.
+    """(P, H, W) single-channel images to (P, bins, H / cell * W / cell) normalised histograms, chunk by chunk.
 
-    Works on chunks of planes with buffers that are used again, and never holds a full-resolution bin volume: bin and
-    cell together are one index into the pooled histogram, to which one `scatter_add_` adds the magnitudes. With cells
-    of 3 pixels and more no buffer is larger than about twice the input.
+    On a CPU the chunks run in parallel, each on one thread. Leaving that to the operations would let the threads meet
+    some thirty times per chunk, which takes many times as long when other processes want the processors too.
     """
     count, height, width = planes.shape
-    padded = (height + 2) * (width + 2)
-    chunk = max(1, CHUNK // padded) if planes.device.type == "cpu" else count
     slots = _cell_index(height, width, cell, bins, planes.device)
-    cells = height // cell * (width // cell)
     weights = None
     if gaussian_window:
         tiles = height // gaussian_window, width // gaussian_window
         weights = gaussian_weights(gaussian_window, planes.device).repeat(tiles)
-    floats = [torch.empty(min(chunk, count), padded, device=planes.device) for _ in range(3)]
-    index = torch.empty(floats[0].shape, dtype=torch.int64, device=planes.device)
-    histogram = torch.empty(len(index), 2 * bins + 1, cells, device=planes.device)
-    out = torch.empty(count, bins, cells, device=planes.device)
-    with torch.autocast(planes.device.type, enabled=False):
-        for start in range(0, count, chunk):
-            part = planes[start : start + chunk]
-            image, gx, gy = (buffer[: len(part)] for buffer in floats)
-            _pad(part, out=image)
-            _sobel(image, width + 2, gx, gy)
-            magnitude = _magnitude(gx, gy, weights, (height, width), out=image)
-            _slot(gx, gy, bins, cells, slots, out=index[: len(part)])
-            sums = histogram[: len(part)].zero_()
-            sums.flatten(1).scatter_add_(1, index[: len(part)], magnitude)
-            _fold_and_normalise(sums, bins, out=out[start : start + chunk])
+    out = torch.empty(count, bins, height // cell * (width // cell), device=planes.device)
+    chunk, threads = count, 1
+    if planes.device.type == "cpu":
+        pixels = (height + 2) * (width + 2)
+        if type(planes) is Tensor and count * pixels > SERIAL:
+            threads = min(torch.get_num_threads(), count)
+        chunk = max(1, min(CHUNK // pixels, math.ceil(count / threads)))
+
+    def work(start: int) -> None:
+        part = slice(start, start + chunk)
+        _hog_chunk(planes[part], bins, slots, weights, out=out[part])
+
+    run = map if threads == 1 else _workers(threads, os.getpid()).map
+    deque(run(work, range(0, count, chunk)), maxlen=0)
     return out
+
+
+@cache
+def _workers(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads whose own operations run serially (`process`: a forked process has to start its own)."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "hog", initializer=torch.set_num_threads, initargs=(1,))
+    started = Barrier(threads)
+    deque(pool.map(lambda _: started.wait(), range(threads)), maxlen=0)
+    # The number holds for the thread that sets it and for threads to come: give those back what they had.
+    torch.set_num_threads(before)
+    return pool
+
+
+@torch.no_grad()
+def _hog_chunk(planes: Tensor, bins: int, slots: Tensor, weights: Tensor | None, out: Tensor) -> None:
+    """Fills `out` (P, bins, cells) with the histograms of `planes` (P, H, W).
+
+    There is no bin volume at full resolution: bin and cell together are one index into the pooled histogram, to which
+    one `scatter_add_` adds the magnitudes. With cells of 3 pixels and more no buffer exceeds about twice the input.
+    """
+    count, height, width = planes.shape
+    image, gx, gy = (torch.empty(count, slots.numel(), device=planes.device) for _ in range(3))
+    index = torch.empty(image.shape, dtype=torch.int64, device=planes.device)
+    with torch.autocast(planes.device.type, enabled=False):
+        _pad(planes, out=image)
+        _sobel(image, width + 2, gx, gy)
+        magnitude = _magnitude(gx, gy, weights, (height, width), out=image)
+        _slot(gx, gy, bins, out.shape[2], slots, out=index)
+        histogram = torch.zeros(count, 2 * bins + 1, out.shape[2], device=planes.device)
+        histogram.flatten(1).scatter_add_(1, index, magnitude)
+        _fold_and_normalise(histogram, bins, out=out)
 
 
 def _cell_index(height: int, width: int, cell: int, bins: int, device: torch.device) -> Tensor:

@@ -1,12 +1,12 @@
 """The HOG target as one Triton kernel: reads each image once, writes normalised histograms in token order.
 
 Same numbers as `mfm_core.targets.hog`, which explains them and names the papers. The kernel is meant to run at the
-speed of memory, so it spends few instructions per pixel: a thread owns a cell, whose pixels stay in registers while
-the Sobel filter moves down it (under two loads per pixel instead of eight, and no reduction over threads at the
-end), and `atan2` is replaced by comparisons. With the
-gradient folded into the half plane gx >= 0, angle >= k * pi / bins means gy <= gx * cot(k * pi / bins); for each
-k the magnitudes beyond that bound are summed, and the histogram is the difference of neighbouring sums (exactly zero
-where no pixel lies between: both sums then have the same terms in the same order).
+speed of memory, so it spends few instructions per pixel. A thread owns a cell, whose pixels stay in registers while
+the Sobel filter moves down it: under two loads per pixel instead of eight, and no sum over threads at the end.
+`atan2` is replaced by comparisons: with the gradient folded into the half plane gx >= 0, angle >= k * pi / bins means
+gy <= gx * cot(k * pi / bins). For each k the magnitudes beyond that bound are summed, and the histogram is the
+difference of neighbouring sums (exactly zero where no pixel lies between: both then have the same terms in the same
+order).
 
 The bins are those of float32 `atan2` for all integer gradients of 8-bit images, except, with a number of bins that is
 a multiple of four, on the exact diagonals, where the rounding of `atan2` decides.
@@ -23,6 +23,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mfm_core.targets.hog import gaussian_weights
 
 BLOCK = 128
 """Cells of a program: one per thread at 4 warps."""
@@ -62,6 +64,38 @@ def _add_pixel(beyond, gx, gy, weight, COT: tl.constexpr, BINS: tl.constexpr):
 
 
 @triton.jit
+def _add_row(
+    beyond, above, here, below, weights, y, first_x,
+    COT: tl.constexpr, BINS: tl.constexpr, STRIP: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Adds the STRIP pixels of row `here`, from the three rows of STRIP + 2 around them. The order of terms matters."""
+    for i in tl.static_range(STRIP):
+        gx = above[i] - above[i + 2] + 2 * here[i] - 2 * here[i + 2] + below[i] - below[i + 2]
+        gy = above[i] + 2 * above[i + 1] + above[i + 2] - below[i] - 2 * below[i + 1] - below[i + 2]
+        weight = 1.0
+        if WINDOW:
+            weight = tl.load(weights + y % WINDOW * WINDOW + (first_x + i) % WINDOW)
+        beyond = _add_pixel(beyond, gx, gy, weight, COT, BINS)
+    return beyond
+
+
+@triton.jit
+def _normalised(beyond, zero, BINS: tl.constexpr):
+    """The histogram of length one, from the sums beyond each bound: a tuple of BINS (BLOCK,) tensors."""
+    squares = zero
+    for k in tl.static_range(BINS):
+        value = beyond[k] - beyond[k + 1] if k + 1 < BINS else beyond[k]
+        squares += value * value
+    norm = tl.sqrt(squares)
+    scale = 1.0 / tl.where(norm < 1e-12, 1e-12, norm)
+    histogram = ()
+    for k in tl.static_range(BINS):
+        value = beyond[k] - beyond[k + 1] if k + 1 < BINS else beyond[k]
+        histogram = histogram + (value * scale,)
+    return histogram
+
+
+@triton.jit
 def _hog_kernel(
     images, out, weights,
     total, channels, frames, height, width, cells_y, cells_x, per_y, per_x,
@@ -95,33 +129,18 @@ def _hog_kernel(
             y = first_y + row
             y_below = tl.where(y == height - 1, height - 2, y + 1)
             below = _load_row(start + y_below * stride_y, left, right, stride_x, live, STRIP)
-            for i in tl.static_range(STRIP):
-                gx = above[i] - above[i + 2] + 2 * here[i] - 2 * here[i + 2] + below[i] - below[i + 2]
-                gy = above[i] + 2 * above[i + 1] + above[i + 2] - below[i] - 2 * below[i + 1] - below[i + 2]
-                weight = 1.0
-                if WINDOW:
-                    weight = tl.load(weights + y % WINDOW * WINDOW + (first_x + i) % WINDOW)
-                beyond = _add_pixel(beyond, gx, gy, weight, COT, BINS)
+            beyond = _add_row(beyond, above, here, below, weights, y, first_x, COT, BINS, STRIP, WINDOW)
             above = here
             here = below
 
-    # The histogram: differences of neighbouring sums.
-    histogram = ()
-    squares = zero
-    for k in tl.static_range(BINS):
-        value = beyond[k] - beyond[k + 1] if k + 1 < BINS else beyond[k]
-        squares += value * value
-        histogram = histogram + (value,)
-    norm = tl.sqrt(squares)
-    scale = 1.0 / tl.where(norm < 1e-12, 1e-12, norm)
-
+    histogram = _normalised(beyond, zero, BINS)
     tokens_x = cells_x // per_x
     token = (t * (cells_y // per_y) + cell_y // per_y) * tokens_x + cell_x // per_x
     per_bin = per_y * per_x
     place = (n * frames * (cells_y // per_y) * tokens_x + token) * channels + c
     target = out + place * BINS * per_bin + cell_y % per_y * per_x + cell_x % per_x
     for k in tl.static_range(BINS):
-        tl.store(target + k * per_bin, histogram[k] * scale, mask=live)
+        tl.store(target + k * per_bin, histogram[k], mask=live)
 
 
 @cache
@@ -133,8 +152,6 @@ def _cotangents(bins: int) -> tuple[float, ...]:
 @cache
 def _weights(side: int, device: torch.device) -> Tensor:
     """The Gaussian window on `device`; one number that is not read where there is no window."""
-    from mfm_core.targets.hog import gaussian_weights
-
     return gaussian_weights(side, device) if side else torch.ones(1, device=device)
 
 
