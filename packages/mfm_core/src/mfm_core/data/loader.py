@@ -57,7 +57,10 @@ class Loader:
                     raise
                 raise _worker_death(error, self.num_workers) from error
             if isinstance(batch, UserError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # it and its traceback would hold each other, and the workers wait for the collector
             yield batch
 
 
