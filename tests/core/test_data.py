@@ -188,9 +188,8 @@ def test_loading_leaves_the_random_state_of_the_training_process_alone(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_user_errors_of_a_data_set_arrive_as_they_are(workers):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^one line, for the user$"):
         list(build_loader(Failing(), TrainSampler(8, 4), workers))
-    assert str(error.value) == "one line, for the user"
 
 
 def test_a_dead_worker_is_explained():

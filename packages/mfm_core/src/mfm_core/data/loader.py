@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch, Sample, SampleKey
@@ -23,7 +23,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     labels = [sample.label for sample in samples for _ in sample.views]
     index = [sample.index for sample in samples for _ in sample.views]
     return Batch(
-        inputs=torch.stack(views) if views else torch.empty(0),
+        inputs=default_collate(views) if views else torch.empty(0),  # in a worker it stacks into shared memory
         labels=torch.tensor(labels, dtype=torch.int64),
         mask=torch.stack(masks) if masks else None,
         index=torch.tensor(index, dtype=torch.int64),
@@ -58,7 +58,10 @@ class Loader:
                     raise
                 raise _worker_death(error, self.num_workers) from error
             if isinstance(batch, UserError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # it and its traceback would hold each other, and the workers wait for the collector
             yield batch
 
 
