@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 from benchmark_plain import plain_hog
-from mfm_core.targets.hog import hog
 from torch import Tensor
+
+from mfm_core.targets.hog import hog
 
 
 @dataclass(frozen=True)

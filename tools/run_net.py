@@ -14,6 +14,7 @@ import sys
 from types import ModuleType
 
 from fvcore.common.config import CfgNode
+
 from mfm_core.config import load_config, modality_of
 from mfm_core.errors import UserError
 from mfm_core.parallel.launch import launch, local_processes

@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_cases import cases, load_case
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from mfm_core.errors import UserError
 from mfm_core.targets import hog as hog_module
 from mfm_core.targets.hog import HOGTarget, gaussian_weights, group, hog, ungroup
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 has_kernel = pytest.mark.skipif(not INTERPRETED, reason="runs in the process test_fused_kernel starts")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.monitor.meters import Means

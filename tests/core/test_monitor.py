@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.monitor.features import feature_health, rank_me

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.nn import functional as F
+
 from mfm_core.errors import UserError
 from mfm_core.monitor.writers import JsonLines
 from mfm_core.report import figures
@@ -19,8 +22,6 @@ from mfm_core.report.html import write_report
 from mfm_core.report.panels import denormalise, masked_image, save_png, sheet
 from mfm_core.report.runs import read_run
 from mfm_core.report.style import CSS
-from PIL import Image
-from torch.nn import functional as F
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
 

@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from mfm_core.parallel.launch import launch
-from mfm_image.entry import main
 from paths import CONFIGS, TOOLS
 from tiny_runs import TINY, assert_same, last_state, tiny_config
+
+from mfm_core.parallel.launch import launch
+from mfm_image.entry import main
 
 TWENTY_STEPS = ["SOLVER.MAX_EPOCH", "10", "TRAIN.BATCH_SIZE", "12", "SOLVER.WARMUP_EPOCHS", "1.0"]
 CASES = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from mfm_image.entry import main
 from tiny_runs import assert_same, last_state, tiny_config
+
+from mfm_image.entry import main
 
 CASES = {
     "pretrain": ["TRAIN.EMA_DECAY", "0.9", "KNN.PERIOD", "1"],

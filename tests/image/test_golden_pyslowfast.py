@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_cases import cases, load_case
+
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import get_cfg

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 from golden_cases import cases
+from paths import CONFIGS
+
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.config import load_config, plan_run
 from mfm_core.engine.dry_run import describe_run
@@ -14,7 +16,6 @@ from mfm_core.masking.block import BlockMask
 from mfm_core.optim.build import build_optimizer
 from mfm_core.optim.schedule import LRSchedule
 from mfm_image.models import build_model, example_input
-from paths import CONFIGS
 
 
 def data_of(kind: str) -> list[tuple[str, dict, dict]]:

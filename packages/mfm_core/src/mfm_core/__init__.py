@@ -1,1 +1,1 @@
-"""The shared core: targets, masks, objectives, optimisation, training. Knows tensors and grids; no images, no videos."""
+"""The shared core: targets, masks, objectives, optimisation, training. Knows tensors and grids; no images or videos."""
