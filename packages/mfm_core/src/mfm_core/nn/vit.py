@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mfm_core.interfaces import Grid
+from mfm_core.nn.attention import Attention
 from mfm_core.nn.pos_embed import sincos_2d
 
 
@@ -74,6 +75,7 @@ class VisionTransformer(nn.Module):
                 init_values=layer_scale or None,
                 drop_path=rates[i],
                 norm_layer=layer_norm,
+                attn_layer=Attention,
             )
             for i in range(depth)
         )
