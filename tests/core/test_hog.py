@@ -384,3 +384,11 @@ def test_interpreted_kernel_keeps_nan():
     x = exact_images(1, 1, 16, 16)
     x[0, 0, 4, 4] = math.nan
     assert torch.equal(hog_tokens(x.unsqueeze(2), 9, 8, 0, (2, 2)).view(1, 1, 9, 2, 2).isnan(), hog(x).isnan())
+
+
+def test_inference_mode_on_many_planes():
+    """The mode belongs to a thread: enough planes to be shared out to several."""
+    images = torch.randn(16, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        inside = hog(images.clone())
+    torch.testing.assert_close(inside.clone(), hog(images), rtol=0, atol=0)

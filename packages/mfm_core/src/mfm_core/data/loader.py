@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.util
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -97,6 +99,17 @@ def build_loader(
 def _leave_signals_to_trainer(worker: int) -> None:
     """A SIGTERM to the process group asks the training process to save and leave; it still needs its workers then."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """Python ends its daemons by SIGTERM and waits for them, which after the above would be for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes a killed worker for an accident
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)
 
 
 class _ErrorAsValue(Dataset):

@@ -113,9 +113,12 @@ def _hog_planes(planes: Tensor, bins: int, cell: int, gaussian_window: int) -> T
             threads = min(torch.get_num_threads(), count)
         chunk = max(1, min(CHUNK // pixels, math.ceil(count / threads)))
 
+    inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
+
     def work(start: int) -> None:
         part = slice(start, start + chunk)
-        _hog_chunk(planes[part], bins, slots, weights, out=out[part])
+        with torch.inference_mode(inference):
+            _hog_chunk(planes[part], bins, slots, weights, out=out[part])
 
     run = map if threads == 1 else _workers(threads, os.getpid()).map
     deque(run(work, range(0, count, chunk)), maxlen=0)
