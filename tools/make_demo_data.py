@@ -29,7 +29,7 @@ TILT = 10
 """Degrees by which a texture may be off."""
 OVERSAMPLING = 2
 MARKER = "demo.json"
-VERSION = 2
+VERSION = 3
 """Of the drawing; data of another version are made anew."""
 
 
@@ -85,7 +85,7 @@ def draw(name: str, rng: np.random.Generator, size: int) -> Image.Image:
     pixels = ground * blend + other * (1 - blend)
     across, _along = rotated(x - rng.uniform(0.1, 0.9), y - rng.uniform(0.1, 0.9), rng.uniform(0, np.pi))
     pixels[abs(across) < rng.uniform(0.01, 0.03)] = rng.uniform(20, 235, size=3)
-    radius, center = rng.uniform(0.2, 0.32), rng.uniform(0.35, 0.65, size=2)
+    radius, center = rng.uniform(0.25, 0.38), rng.uniform(0.35, 0.65, size=2)
     u, v = x - center[0], y - center[1]
     shape = SHAPES[rng.integers(len(SHAPES))]
     inside = shape_mask(shape, *(c / radius for c in rotated(u, v, rng.uniform(0, 2 * np.pi))))
@@ -94,7 +94,7 @@ def draw(name: str, rng: np.random.Generator, size: int) -> Image.Image:
     pixels[inside & ~second] = first_color
     pixels[inside & second] = second_color
     pixels = pixels.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3).mean(axis=(1, 3))
-    pixels += rng.normal(scale=6, size=pixels.shape)
+    pixels += rng.normal(scale=1.5, size=pixels.shape)
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
 
@@ -106,7 +106,7 @@ def write(root: Path, parameters: dict[str, int]) -> None:
             folder.mkdir(parents=True)
             for i in range(parameters[split]):
                 rng = np.random.default_rng([parameters["seed"], split_number, class_number, i])
-                draw(name, rng, parameters["size"]).save(folder / f"{i:03d}.JPEG", quality=92)
+                draw(name, rng, parameters["size"]).save(folder / f"{i:03d}.JPEG", quality=95)
     (root / MARKER).write_text(json.dumps(parameters, sort_keys=True) + "\n")
 
 
