@@ -143,7 +143,10 @@ class Task(Protocol):
         """The mean loss over those terms, a scalar."""
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
-        """Numbers for the log line after `epoch` epochs. All ranks call it and get the same; accuracies in percent."""
+        """Numbers for the log line after `epoch` epochs (0: before training), {} where none are due.
+
+        All ranks call it and get the same; accuracies in percent.
+        """
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Any, str]]:
         """(name, PIL image, caption) of each picture that is due after `epoch` epochs."""

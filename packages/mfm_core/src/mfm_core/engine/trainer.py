@@ -94,6 +94,10 @@ class Trainer:
     def train(self) -> bool:
         """Runs to the end; False where it was told to stop before and has saved."""
         signal.signal(signal.SIGTERM, self._request_stop)
+        if self.state.step == 0:
+            values = self.task.evaluate(self.evaluated(), 0, last=False)
+            if values:
+                self.log.epoch(0, 0, values)
         while self.state.step < self.plan.total_steps:
             if not self.train_epoch():
                 return False

@@ -58,7 +58,7 @@ class FinetuneTask:
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
         """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so."""
-        if not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
+        if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
         return evaluate_classifier(model, self.val_loader, self.world, self.autocast)
 

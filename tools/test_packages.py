@@ -1,0 +1,66 @@
+"""Installs core + image by themselves in a fresh environment and runs the image tests there.
+
+    python tools/test_packages.py --torch-from .venv/bin/python
+
+The environment holds what `pip install packages/mfm_core packages/mfm_image` brings and pytest, nothing else; in
+particular no video packages. The torch wheels, gigabytes, are linked from another environment instead of downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = ("torch", "torchvision", "triton", "nvidia-", "cuda-", "sympy", "mpmath", "networkx")
+"""Distributions (or beginnings of their names) that are linked."""
+ABSENT = ("decord", "av", "pytorchvideo", "mfm_video")
+LIST_FILES = """
+import importlib.metadata as metadata, json, sys
+found = {}
+for dist in metadata.distributions():
+    name = dist.metadata["Name"].lower()
+    if any(name == s or s.endswith("-") and name.startswith(s) for s in json.loads(sys.argv[1])):
+        for file in dist.files or ():
+            if file.parts[0] != "..":
+                found[file.parts[0]] = str(dist.locate_file(file.parts[0]))
+print(json.dumps(found))
+"""
+
+
+def link_torch(source: Path, environment: Path) -> None:
+    """Links torch and what belongs to it from the environment of the interpreter `source` into `environment`."""
+    listed = subprocess.run(
+        [source, "-c", LIST_FILES, json.dumps(SHARED)], check=True, capture_output=True, text=True
+    ).stdout
+    packages = next(environment.glob("lib/python*/site-packages"))
+    for name, path in json.loads(listed).items():
+        if name != "__pycache__" and not (packages / name).exists():
+            os.symlink(Path(path).resolve(), packages / name)
+
+
+def main() -> int:
+    """Returns the exit code of the tests, or 1 where a package that must be absent can be imported."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch-from", type=Path, required=True, help="an interpreter that has torch")
+    parser.add_argument("--env", type=Path, default=REPOSITORY / ".venv-image", help="the environment to make")
+    options = parser.parse_args()
+    subprocess.run([sys.executable, "-m", "venv", "--clear", options.env], check=True)
+    link_torch(options.torch_from.absolute(), options.env)
+    python = options.env / "bin" / "python"
+    packages = [REPOSITORY / "packages" / name for name in ("mfm_core", "mfm_image")]
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", REPOSITORY / "constraints.txt"]
+    subprocess.run([python, *install, *packages, "pytest"], check=True)
+    check = f"import importlib.util as u, sys; sys.exit(any(u.find_spec(n) for n in {ABSENT}))"
+    if subprocess.run([python, "-c", check]).returncode:
+        print(f"{options.env} has one of {', '.join(ABSENT)}: the test would prove nothing", file=sys.stderr)
+        return 1
+    return subprocess.run([python, "-m", "pytest", "tests/image"], cwd=REPOSITORY).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
