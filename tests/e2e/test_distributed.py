@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -52,6 +53,26 @@ def test_torchrun_resumes_what_one_process_began(photo_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "continuing from" in done.stdout
     assert_same(last_state(tmp_path / "whole"), last_state(tmp_path / "run"), atol=1e-5)
+
+
+def test_two_machines_equal_one(photo_folder, tmp_path):
+    """NUM_SHARDS: each machine brings its own TRAIN.BATCH_SIZE."""
+    overrides = ["SOLVER.MAX_EPOCH", "3", *CASES["pretrain"]]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "one", *overrides, "TRAIN.BATCH_SIZE", "12")) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, TOOLS / "run_net.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml"]
+    command += ["--init_method", address, *TINY, "MASK.PRETRAIN_DEPTH", "[1]", "NUM_SHARDS", "2"]
+    command += ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path / "two", *overrides]
+    command += ["TRAIN.BATCH_SIZE", "6"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    machines = [
+        subprocess.Popen([*map(str, command), "--shard_id", str(shard)], env=environment, stdout=subprocess.DEVNULL)
+        for shard in (0, 1)
+    ]
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert_same(last_state(tmp_path / "one"), last_state(tmp_path / "two"), atol=1e-5)
 
 
 def _epoch_lines(path) -> list[dict]:

@@ -174,3 +174,15 @@ def test_a_folder_full_of_unreadable_files_is_an_error_of_one_line(tmp_path):
     with pytest.raises(UserError, match=f"{MAX_REPLACEMENTS + 1} of {MAX_REPLACEMENTS + 1} tried") as error:
         train_set(tmp_path)[SampleKey(0, 0)]
     assert str(tmp_path / "train") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_first_view_stays_whole(photos):
+    """AUG.RE_SPLIT: erasing, in the later views only; the rest of each view is as without it."""
+    folder = ImageFolder(photos, "train")
+    whole = TrainTransform(32, MEAN, STD)
+    erased = TrainTransform(32, MEAN, STD, erase_prob=1.0, erase_mode="const")
+    plain = ImageDataset(folder, whole, seed=1, num_samples=2)[SampleKey(0, 0)].views
+    split = ImageDataset(folder, erased, seed=1, num_samples=2, first_view=whole)[SampleKey(0, 0)].views
+    torch.testing.assert_close(split[0], plain[0], rtol=0, atol=0)
+    changed = (split[1] != plain[1]).any(dim=0)
+    assert 0 < changed.float().mean() < 0.5 and (split[1][:, changed] == 0).all()

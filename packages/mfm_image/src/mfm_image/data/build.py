@@ -11,8 +11,8 @@ from mfm_image.data.folder import ImageFolder
 from mfm_image.data.transforms import EvalTransform, TrainTransform
 
 
-def train_transform(cfg: CfgNode) -> TrainTransform:
-    """The training augmentation of DATA and AUG."""
+def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
+    """The training augmentation of DATA and AUG, with or without random erasing."""
     augment = cfg.AUG.ENABLE
     return TrainTransform(
         cfg.DATA.TRAIN_CROP_SIZE,
@@ -24,7 +24,7 @@ def train_transform(cfg: CfgNode) -> TrainTransform:
         flip=0.5 if cfg.DATA.RANDOM_FLIP else 0.0,
         auto_augment=cfg.AUG.AA_TYPE if augment else "",
         color_jitter=cfg.AUG.COLOR_JITTER if augment else None,
-        erase_prob=cfg.AUG.RE_PROB if augment else 0.0,
+        erase_prob=cfg.AUG.RE_PROB if augment and erase else 0.0,
         erase_mode=cfg.AUG.RE_MODE,
         erase_count=cfg.AUG.RE_COUNT,
     )
@@ -41,7 +41,12 @@ def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fra
     """The augmented training images; `fraction` of the labels of each class."""
     folder = ImageFolder(data_root(cfg), "train", fraction=fraction, seed=cfg.RNG_SEED)
     return ImageDataset(
-        folder, train_transform(cfg), cfg.RNG_SEED, num_samples=cfg.AUG.NUM_SAMPLE, mask_generator=mask_generator
+        folder,
+        train_transform(cfg),
+        cfg.RNG_SEED,
+        num_samples=cfg.AUG.NUM_SAMPLE,
+        mask_generator=mask_generator,
+        first_view=train_transform(cfg, erase=False) if cfg.AUG.RE_SPLIT and cfg.AUG.NUM_SAMPLE > 1 else None,
     )
 
 

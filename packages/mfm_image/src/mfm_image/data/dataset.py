@@ -34,6 +34,7 @@ class ImageDataset(Dataset):
         num_samples: views per file (`AUG.NUM_SAMPLE`).
         mask_generator: makes a mask per view, where masks are made in the loader (`AUG.GEN_MASK_LOADER`).
         train: False gives the same sample in every epoch.
+        first_view: what is done with the pixels of the first view instead (`AUG.RE_SPLIT`); None for the same.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class ImageDataset(Dataset):
         num_samples: int = 1,
         mask_generator: MaskGenerator | None = None,
         train: bool = True,
+        first_view: Transform | None = None,
     ) -> None:
         self.folder, self.transform, self.seed = folder, transform, seed
+        self.first_view = first_view or transform
         self.num_samples, self.mask_generator, self.train = num_samples, mask_generator, train
 
     def __len__(self) -> int:
@@ -97,9 +100,10 @@ class ImageDataset(Dataset):
             ]
             pixels = image.decode(min(self.transform.reduction(crop) for crop in crops))
         views, masks = [], []
-        for name, crop in zip(streams, crops):
+        for view, (name, crop) in enumerate(zip(streams, crops)):
+            transform = self.transform if view else self.first_view
             with seeded(derive_seed(*name, "augment")):
-                views.append(self.transform.apply(pixels, crop, image.reduction))
+                views.append(transform.apply(pixels, crop, image.reduction))
             if self.mask_generator is not None:
                 masks.append(self.mask_generator(torch.Generator().manual_seed(derive_seed(*name, "mask"))))
         return views, masks

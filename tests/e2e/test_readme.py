@@ -1,0 +1,35 @@
+"""Every command of the README is understood: what runs a configuration is tried with --dry-run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from paths import REPOSITORY
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if "run_net.py" in line]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command):
+    words = shlex.split(command)
+    arguments = words[words.index("tools/run_net.py") + 1 :]
+    if arguments[0] == "doctor":
+        del arguments[0]
+    if "--dry-run" not in arguments:
+        arguments.append("--dry-run")
+    done = subprocess.run(
+        [sys.executable, "tools/run_net.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+
+
+def test_make_targets_exist():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
