@@ -65,8 +65,8 @@ def init_from(
         if source.shape != tensor.shape:
             if name.startswith("backbone."):
                 raise UserError(
-                    f"{path}: {name} is {tuple(source.shape)} there and {tuple(tensor.shape)} here; the checkpoint is of "
-                    "another model size, so MVIT.EMBED_DIM, DEPTH or PATCH_KERNEL must change to match it."
+                    f"{path}: {name} is {tuple(source.shape)} there and {tuple(tensor.shape)} here; the checkpoint is "
+                    "of another model size, so MVIT.EMBED_DIM, DEPTH or PATCH_KERNEL must change to match it."
                 )
             report.other_shape.append(name)
             continue

@@ -50,7 +50,7 @@ def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
 
 
 def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode) -> Path:
-    """Writes checkpoint_epoch_EEEEE.pyth at the end of an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
+    """Writes checkpoint_epoch_EEEEE.pyth after an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
     epoch, inside = divmod(state.step, plan.steps_per_epoch)
     path = folder / (f"checkpoint_step_{state.step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
     save_atomic(

@@ -1,4 +1,4 @@
-"""What a run leaves behind in its folder while it goes: progress lines, JSON lines, TensorBoard, pictures, the report."""
+"""What a run leaves in its folder while it goes: progress lines, JSON lines, TensorBoard, pictures, the report."""
 
 from __future__ import annotations
 

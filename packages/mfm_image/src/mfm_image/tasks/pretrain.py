@@ -70,7 +70,9 @@ class PretrainTask:
         images, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
         with torch.inference_mode():
             output = model(images, mask)
-        caption = f"MaskFeat after {epoch} epochs: image, masked input, HOG target, predicted HOG (hidden patches bright)"
+        caption = (
+            f"MaskFeat after {epoch} epochs: image, masked input, HOG target, predicted HOG (hidden patches bright)"
+        )
         return [("reconstruction", hog_sheet(model, images, output, self.cfg.DATA.MEAN, self.cfg.DATA.STD), caption)]
 
     def file_name(self, index: int) -> str:
