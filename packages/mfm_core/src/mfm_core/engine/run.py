@@ -26,6 +26,7 @@ from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
+from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
 from mfm_core.parallel.world import World, join_world, leave_world
 
@@ -57,12 +58,14 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
         return 0
     except UserError as error:
         log.end("failed", str(error))
+        let_main_speak()
         return exit_with(error)
     except KeyboardInterrupt:
         log.end("stopped", "interrupted")
         return 130
     except Exception as error:
         log.end("failed", f"{type(error).__name__}: {error}")
+        let_main_speak()
         raise
     finally:
         leave_world()
