@@ -9,7 +9,24 @@ from paths import CONFIGS
 
 from mfm_core.config import load_config
 
-TINY = ["DEVICE", "cpu", "NUM_GPUS", "1", "TRAIN.PRECISION", "fp32", "TRAIN.BATCH_SIZE", "8", "SOLVER.MAX_EPOCH", "2", "SOLVER.WARMUP_EPOCHS", "0.5", "DATA.TRAIN_CROP_SIZE", "32", "DATA.TEST_CROP_SIZE", "32", "MVIT.EMBED_DIM", "24", "MVIT.DEPTH", "2", "MVIT.NUM_HEADS", "2", "DATA_LOADER.NUM_WORKERS", "0", "LOG_PERIOD", "1", "LOG_MODEL_INFO", "False", "TEST.BATCH_SIZE", "4", "KNN.K", "[3]"]
+TINY = [
+    *("DEVICE", "cpu"),
+    *("NUM_GPUS", "1"),
+    *("TRAIN.PRECISION", "fp32"),
+    *("TRAIN.BATCH_SIZE", "8"),
+    *("SOLVER.MAX_EPOCH", "2"),
+    *("SOLVER.WARMUP_EPOCHS", "0.5"),
+    *("DATA.TRAIN_CROP_SIZE", "32"),
+    *("DATA.TEST_CROP_SIZE", "32"),
+    *("MVIT.EMBED_DIM", "24"),
+    *("MVIT.DEPTH", "2"),
+    *("MVIT.NUM_HEADS", "2"),
+    *("DATA_LOADER.NUM_WORKERS", "0"),
+    *("LOG_PERIOD", "1"),
+    *("LOG_MODEL_INFO", "False"),
+    *("TEST.BATCH_SIZE", "4"),
+    *("KNN.K", "[3]"),
+]
 
 
 def tiny_config(kind: str, data: Path, output: Path, *overrides: object):

@@ -28,8 +28,8 @@ def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
     for depth in cfg.MASK.PRETRAIN_DEPTH:
         if not 0 <= depth < backbone.depth:
             raise UserError(
-                f"MASK.PRETRAIN_DEPTH {list(cfg.MASK.PRETRAIN_DEPTH)} names block {depth}, but the encoder's blocks are "
-                f"0 to {backbone.depth - 1}."
+                f"MASK.PRETRAIN_DEPTH {list(cfg.MASK.PRETRAIN_DEPTH)} names block {depth}, but the encoder's blocks "
+                f"are 0 to {backbone.depth - 1}."
             )
     if backbone.patch_stride[0] % cfg.HOG.CELL or tuple(cfg.MVIT.PATCH_KERNEL) != backbone.patch_stride:
         raise UserError(

@@ -61,11 +61,15 @@ def read_state(content: Any, path: str, average: bool = False) -> tuple[State, s
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if isinstance(state, dict):
-        tensors = {name.removeprefix("module."): t for name, t in state.items() if isinstance(t, Tensor)}
+        tensors = {name.removeprefix("module."): t for name, t in state.items() if _is_named(name, t)}
         for layout in LAYOUTS:
             if tensors and layout.matches(tensors):
                 return layout.to_ours(tensors), layout.name
     raise UserError(f"{path}: none of the known checkpoint layouts ({', '.join(x.name for x in LAYOUTS)}) fits.")
+
+
+def _is_named(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def pyslowfast_name(name: str) -> str:

@@ -65,8 +65,8 @@ def init_from(
         if source.shape != tensor.shape:
             if name.startswith("backbone."):
                 raise UserError(
-                    f"{path}: {name} is {tuple(source.shape)} there and {tuple(tensor.shape)} here; the checkpoint is of "
-                    "another model size, so MVIT.EMBED_DIM, DEPTH or PATCH_KERNEL must change to match it."
+                    f"{path}: {name} is {tuple(source.shape)} there and {tuple(tensor.shape)} here; the checkpoint is "
+                    "of another model size, so MVIT.EMBED_DIM, DEPTH or PATCH_KERNEL must change to match it."
                 )
             report.other_shape.append(name)
             continue
@@ -91,9 +91,14 @@ def _resample(table: Tensor, backbone: nn.Module, path: str) -> Tensor:
 
 
 def _refuse_other_depth(report: InitReport, path: str) -> None:
-    deeper = sorted(n for n in report.unused if n.startswith("backbone.blocks."))
-    if deeper:
-        raise UserError(f"{path} has blocks that this model lacks (first: {deeper[0]}); MVIT.DEPTH must match it.")
+    """Whole blocks that only one side has; single tensors of a block (layer scales, say) may differ."""
+    here, there = _blocks(report.loaded + report.missing), _blocks(report.loaded + report.unused)
+    if _blocks(report.loaded) and here != there:
+        raise UserError(f"{path} has {len(there)} blocks and this model {len(here)}; MVIT.DEPTH must match it.")
+
+
+def _blocks(names: list[str]) -> set[str]:
+    return {name.split(".")[2] for name in names if name.startswith("backbone.blocks.")}
 
 
 def _check_share(own: dict[str, Tensor], report: InitReport, path: str, min_match: float) -> None:

@@ -22,6 +22,8 @@ from mfm_core.errors import UserError
 
 logger = logging.getLogger(__name__)
 FORMAT = "mfm-1"
+_AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
+_WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
 _NAME = re.compile(r"checkpoint_(epoch|step)_(\d+)\.pyth")
 
 
@@ -50,7 +52,7 @@ def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
 
 
 def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode) -> Path:
-    """Writes checkpoint_epoch_EEEEE.pyth at the end of an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
+    """Writes checkpoint_epoch_EEEEE.pyth after an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
     epoch, inside = divmod(state.step, plan.steps_per_epoch)
     path = folder / (f"checkpoint_step_{state.step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
     save_atomic(
@@ -97,7 +99,7 @@ def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> 
         except UserError as error:
             logger.warning("%s Taking the checkpoint before it.", error)
             continue
-        restore(content, state, plan, seed, path)
+        restore(content, state, plan, seed, path, remedy=_AFRESH)
         return path
     if paths:
         raise UserError(f"TRAIN.AUTO_RESUME: no checkpoint in {folder} can be read; move them away to start afresh.")
@@ -109,17 +111,16 @@ def is_training_state(content: Any, plan: RunPlan) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT and content["identity"]["task"] == plan.task
 
 
-def restore(content: dict[str, Any], state: TrainState, plan: RunPlan, seed: int, path: Path | str) -> None:
-    """Puts everything back in place. Raises UserError, naming what differs, for a checkpoint of another run."""
+def restore(
+    content: dict[str, Any], state: TrainState, plan: RunPlan, seed: int, path: Path | str, remedy: str = _WEIGHTS_ONLY
+) -> None:
+    """Puts everything back in place. Raises UserError, naming what differs and the remedy, for another run's."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} holds no training state; use it through TRAIN.CHECKPOINT_FILE_PATH instead.")
     for what, here in identity(plan, seed).items():
         there = content["identity"].get(what)
         if there != here:
-            raise UserError(
-                f"{path} is of another run ({what}: {there} there, {here} here); set TRAIN.AUTO_RESUME False or "
-                "another OUTPUT_DIR to start afresh."
-            )
+            raise UserError(f"{path} is of another run ({what}: {there} there, {here} here); {remedy}.")
     try:
         state.model.load_state_dict(content["model_state"], strict=True)
         if state.average is not None and content["ema_state"] is not None:
@@ -127,9 +128,7 @@ def restore(content: dict[str, Any], state: TrainState, plan: RunPlan, seed: int
         state.optimizer.load_state_dict(content["optimizer_state"])
     except (RuntimeError, ValueError, KeyError) as error:
         line = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{path} is of another model or optimizer ({line}); take another OUTPUT_DIR, or set TRAIN.AUTO_RESUME False."
-        ) from None
+        raise UserError(f"{path} is of another model or optimizer ({line}); {remedy}.") from None
     state.scaler.load_state_dict(content["scaler_state"])
     state.step = content["step"]
     for name, value in content["meters"].items():

@@ -6,6 +6,7 @@ YAML is loaded safely and never executed; `_BASE_` inherits from other files (fv
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ def coerce(key: str, value: Any, default: Any, where: str = "") -> Any:
     """`value`, perhaps a string from the command line or YAML's `1e-6`, as the type of `key`. Raises UserError."""
     wanted = NULLABLE.get(key, type(default))
     if wanted is str:
-        if value is None or isinstance(value, str):
-            return value or ""
+        if value in (None, "None"):
+            return ""
+        if isinstance(value, str):
+            return value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
     else:
@@ -76,7 +79,9 @@ def coerce(key: str, value: Any, default: Any, where: str = "") -> Any:
         if value is None and key in NULLABLE:
             return None
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}{key} takes a finite number, not {value}.")
         if wanted in (list, tuple) and isinstance(value, (list, tuple)):
             _check_elements(key, value, default, where)
             return wanted(value)
@@ -101,15 +106,17 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False, "null": None}.get(value.lower(), value)
 
 
 def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None:
-    if not default or not all(isinstance(d, (int, float)) for d in default):
-        return
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-        raise UserError(f"{where}{key} takes a list of numbers, not {list(value)!r}.")
+    """A list takes what its default holds; an empty or missing default says nothing but that it holds numbers."""
+    kinds = {type(d) for d in default or ()} or {float, list, tuple}
+    allowed = (*kinds, int) if float in kinds else tuple(kinds)
+    if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in value):
+        what = "numbers" if float in kinds else "whole numbers"
+        raise UserError(f"{where}{key} takes a list of {what}, not {list(value)!r}.")
 
 
 def _read_yaml(path: str) -> dict:
@@ -122,8 +129,9 @@ def _read_yaml(path: str) -> dict:
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML (tags that run code are refused): {line}") from None
-    except (OSError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} cannot be read as a config: {error}") from None
+    except Exception as error:  # what is in the file decides what fails: bytes, a list, a _BASE_ that is no name
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as a config: {line}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} cannot be read as a config: it is not a tree of KEY: value.")
     return tree

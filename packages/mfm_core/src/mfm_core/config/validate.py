@@ -5,11 +5,11 @@ A rule here is about the configuration alone; whether the data fit is found out 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.defaults import get_cfg
+from mfm_core.config.defaults import LENGTHS, NOT_EMPTY, RANGES, get_cfg
 from mfm_core.config.load import flatten
 from mfm_core.config.plan import modality_of, task_of
 from mfm_core.errors import UserError
@@ -36,29 +36,119 @@ MULTISCALE_ONLY = (
     "MVIT.REL_POS_TEMPORAL",
     "MVIT.RESIDUAL_POOLING",
 )
-PRETRAIN_ONLY = ("AUG.MASK_RATIO", "AUG.MAX_MASK_PATCHES_PER_BLOCK", "KNN.PERIOD")
+PRETRAIN_ONLY = (
+    "AUG.GEN_MASK_LOADER",
+    "AUG.MASK_RATIO",
+    "AUG.MAX_MASK_PATCHES_PER_BLOCK",
+    "MASK.ENABLE",
+    "MASK.PRED_HOG",
+    "MASK.PRETRAIN_DEPTH",
+    "MASK.HEAD_TYPE",
+    "MASK.MAE_ON",
+    "HOG.BINS",
+    "HOG.CELL",
+    "HOG.GAUSSIAN_WINDOW",
+    "MONITOR.PERIOD",
+    "MONITOR.NUM_IMAGES",
+    "MONITOR.PICTURE_PERIOD",
+    "MONITOR.NUM_PICTURES",
+    "KNN.PERIOD",
+)
 FINETUNE_ONLY = (
     "MIXUP.ENABLE",
     "DATA.LABEL_FRACTION",
     "MODEL.NUM_CLASSES",
+    "MODEL.DROPOUT_RATE",
     "MVIT.USE_MEAN_POOLING",
     "MVIT.HEAD_INIT_SCALE",
 )
-MAE_ONLY = ("MASK.MAE_RND_MASK", "MASK.DECODER_DEPTH", "MASK.DECODER_EMBED_DIM")
-AT_LEAST_ONE = (
-    "TRAIN.BATCH_SIZE",
-    "TRAIN.ACCUM_STEPS",
-    "SOLVER.MAX_EPOCH",
-    "AUG.NUM_SAMPLE",
-    "NUM_SHARDS",
-    "LOG_PERIOD",
-    "TEST.BATCH_SIZE",
-)
 ALREADY_TRUE = {
-    # Values that say what is the case for images anyway; no reason to warn of PySlowFast's own files.
+    # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.
     "DATA.NUM_FRAMES": 1,
     "MVIT.MODE": "conv",
+    "MODEL.DROPOUT_RATE": 0.0,
+    "AUG.AA_TYPE": "",
+    "AUG.COLOR_JITTER": None,
+    "AUG.RE_PROB": 0.0,
 }
+Condition = Callable[[CfgNode], bool]
+IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
+    (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
+    (lambda c: modality_of(c) == "image", "acts in multiscale models only", MULTISCALE_ONLY),
+    (lambda c: task_of(c) == "pretrain", "acts in fine-tuning only", FINETUNE_ONLY),
+    (
+        lambda c: task_of(c) == "pretrain",
+        "acts in fine-tuning only: MONITOR.PERIOD and KNN.PERIOD say when pre-training evaluates",
+        ("TRAIN.EVAL_PERIOD",),
+    ),
+    (lambda c: task_of(c) == "finetune", "acts in pre-training only", PRETRAIN_ONLY),
+    (
+        lambda c: not c.MASK.MAE_ON,
+        "acts with MASK.MAE_ON only",
+        ("MASK.MAE_RND_MASK", "MASK.DECODER_DEPTH", "MASK.DECODER_EMBED_DIM"),
+    ),
+    (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
+    (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
+    (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
+    (
+        lambda c: not c.AUG.ENABLE,
+        "acts with AUG.ENABLE only",
+        ("AUG.AA_TYPE", "AUG.COLOR_JITTER", "AUG.RE_PROB", "AUG.RE_MODE", "AUG.RE_COUNT"),
+    ),
+    (
+        lambda c: c.AUG.ENABLE and c.AUG.RE_PROB == 0,
+        "acts with AUG.RE_PROB above 0 only",
+        ("AUG.RE_MODE", "AUG.RE_COUNT"),
+    ),
+    (
+        lambda c: c.AUG.ENABLE and bool(c.AUG.AA_TYPE),
+        "has no effect: AUG.AA_TYPE replaces it",
+        ("AUG.COLOR_JITTER",),
+    ),
+    (
+        lambda c: not c.MIXUP.ENABLE,
+        "acts with MIXUP.ENABLE only",
+        ("MIXUP.ALPHA", "MIXUP.CUTMIX_ALPHA", "MIXUP.PROB", "MIXUP.SWITCH_PROB", "MIXUP.LABEL_SMOOTH_VALUE"),
+    ),
+    (
+        lambda c: c.KNN.PERIOD == 0 or task_of(c) == "finetune",
+        "acts with KNN.PERIOD above 0 in pre-training only",
+        ("KNN.K", "KNN.TEMPERATURE", "KNN.NUM_TRAIN"),
+    ),
+    (
+        lambda c: c.SOLVER.OPTIMIZING_METHOD == "adamw",
+        "acts with SOLVER.OPTIMIZING_METHOD sgd only",
+        ("SOLVER.MOMENTUM", "SOLVER.DAMPENING", "SOLVER.NESTEROV"),
+    ),
+    (
+        lambda c: c.SOLVER.OPTIMIZING_METHOD == "sgd",
+        "acts with SOLVER.OPTIMIZING_METHOD adamw only",
+        ("SOLVER.BETAS",),
+    ),
+    (
+        lambda c: c.SOLVER.LR_POLICY == "constant",
+        "acts with SOLVER.LR_POLICY cosine only",
+        ("SOLVER.COSINE_END_LR", "SOLVER.COSINE_AFTER_WARMUP"),
+    ),
+    (
+        lambda c: c.SOLVER.WARMUP_EPOCHS == 0,
+        "acts with SOLVER.WARMUP_EPOCHS above 0 only",
+        ("SOLVER.WARMUP_START_LR", "SOLVER.COSINE_AFTER_WARMUP"),
+    ),
+    (
+        lambda c: c.SOLVER.CLIP_GRAD_VAL is not None,
+        "has no effect: SOLVER.CLIP_GRAD_VAL goes first",
+        ("SOLVER.CLIP_GRAD_L2NORM",),
+    ),
+    (lambda c: c.TRAIN.PRECISION != "auto", "acts with TRAIN.PRECISION auto only", ("TRAIN.MIXED_PRECISION",)),
+    (lambda c: c.TRAIN.ENABLE, "acts with TRAIN.ENABLE False only", ("TEST.CHECKPOINT_FILE_PATH",)),
+    (
+        lambda c: not c.TRAIN.ENABLE,
+        "acts with TRAIN.ENABLE only",
+        ("TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.STOP_STEP", "TRAIN.EMA_DECAY", "TRAIN.COMPILE"),
+    ),
+)
+"""(condition, why, keys): where the condition holds, the keys cannot act; one that is set is warned of."""
 
 
 def validate(cfg: CfgNode) -> list[str]:
@@ -69,9 +159,26 @@ def validate(cfg: CfgNode) -> list[str]:
 
 
 def _refusals(cfg: CfgNode) -> Iterator[str]:
+    yield from _refuse_values(cfg)
     yield from _refuse_model(cfg)
     yield from _refuse_method(cfg)
     yield from _refuse_solver(cfg)
+
+
+def _refuse_values(cfg: CfgNode) -> Iterator[str]:
+    for key, lengths in LENGTHS.items():
+        value = list(_get(cfg, key))
+        if len(value) not in lengths:
+            yield f"{key} is {value}; it needs {' or '.join(map(str, lengths))} numbers."
+    for key in NOT_EMPTY:
+        if not _get(cfg, key):
+            yield f"{key} is empty; it needs at least one number."
+    for key, (low, high) in RANGES.items():
+        value = _get(cfg, key)
+        numbers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        if any(not low <= number <= high for number in numbers):
+            most = f" and at most {high:.10g}" if high < float("inf") else ""
+            yield f"{key} is {value}; it must be at least {low:.10g}{most}."
 
 
 def _refuse_model(cfg: CfgNode) -> Iterator[str]:
@@ -92,9 +199,6 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield "MVIT.SIZE sets EMBED_DIM, DEPTH and NUM_HEADS; give the size or the three, not both."
     if any(c != 3 for c in cfg.DATA.INPUT_CHANNEL_NUM):
         yield f"DATA.INPUT_CHANNEL_NUM is {cfg.DATA.INPUT_CHANNEL_NUM}; images have 3 channels."
-    for key in ("MEAN", "STD"):
-        if len(cfg.DATA[key]) != 3:
-            yield f"DATA.{key} needs 3 numbers, one for each of red, green and blue."
 
 
 def _refuse_method(cfg: CfgNode) -> Iterator[str]:
@@ -122,10 +226,6 @@ def _refuse_method(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
-    for key in AT_LEAST_ONE:
-        value = _get(cfg, key)
-        if value < 1:
-            yield f"{key} is {value}; it must be at least 1."
     if cfg.SOLVER.LR_POLICY == "cosine" and cfg.SOLVER.COSINE_END_LR >= cfg.SOLVER.BASE_LR:
         yield f"SOLVER.COSINE_END_LR {cfg.SOLVER.COSINE_END_LR} is not below SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}."
     if not 0 <= cfg.SOLVER.WARMUP_EPOCHS < cfg.SOLVER.MAX_EPOCH:
@@ -133,40 +233,23 @@ def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
             f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} is not below SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH}; "
             "shorten the warm-up with the run."
         )
-    if not 0.0 < cfg.DATA.LABEL_FRACTION <= 1.0:
-        yield f"DATA.LABEL_FRACTION is {cfg.DATA.LABEL_FRACTION}; it must be above 0 and at most 1."
-    if not 0.0 <= cfg.TRAIN.EMA_DECAY < 1.0:
-        yield f"TRAIN.EMA_DECAY is {cfg.TRAIN.EMA_DECAY}; it must be at least 0 and below 1."
     if cfg.TRAIN.ENABLE and cfg.TEST.ENABLE and cfg.TRAIN.DATASET != cfg.TEST.DATASET:
         yield f"TEST.DATASET {cfg.TEST.DATASET} is not TRAIN.DATASET {cfg.TRAIN.DATASET}."
 
 
 def _warnings(cfg: CfgNode) -> Iterator[str]:
-    if modality_of(cfg) == "image":
-        yield from _name(cfg, VIDEO_ONLY, "acts on video only")
-        yield from _name(cfg, MULTISCALE_ONLY, "acts in multiscale models only")
-    yield from _name(cfg, ("BN.USE_PRECISE_STATS",), "has no effect: the model has no BatchNorm")
-    if not cfg.BN.USE_PRECISE_STATS:
-        yield from _name(cfg, ("BN.NUM_BATCHES_PRECISE",), "acts with BN.USE_PRECISE_STATS only")
-    if task_of(cfg) == "pretrain":
-        yield from _name(cfg, FINETUNE_ONLY, "acts in fine-tuning only")
-        if not cfg.AUG.GEN_MASK_LOADER:
-            yield "AUG.GEN_MASK_LOADER False has no effect: masks are always made in the loader."
-        if not cfg.MASK.MAE_ON:
-            yield from _name(cfg, MAE_ONLY, "acts with MASK.MAE_ON only")
-    else:
-        yield from _name(cfg, PRETRAIN_ONLY, "acts in pre-training only")
-    if cfg.MIXUP.LABEL_SMOOTH_VALUE != 0.1 and not cfg.MIXUP.ENABLE:
-        yield from _name(cfg, ("MIXUP.LABEL_SMOOTH_VALUE",), "acts with MIXUP.ENABLE only")
-    if cfg.AUG.RE_SPLIT and cfg.AUG.NUM_SAMPLE == 1:
-        yield from _name(cfg, ("AUG.RE_SPLIT",), "acts with AUG.NUM_SAMPLE above 1 only")
+    for holds, why, keys in IDLE:
+        if holds(cfg):
+            yield from _name(cfg, keys, why)
+    if task_of(cfg) == "pretrain" and not cfg.AUG.GEN_MASK_LOADER:
+        yield "AUG.GEN_MASK_LOADER False has no effect: masks are always made in the loader."
 
 
 def _name(cfg: CfgNode, keys: tuple[str, ...], why: str) -> Iterator[str]:
     default = dict(flatten(get_cfg()))
     for key in keys:
         value = _get(cfg, key)
-        if value != default[key] and ALREADY_TRUE.get(key) != value:
+        if value != default[key] and not (key in ALREADY_TRUE and value == ALREADY_TRUE[key]):
             yield f"{key} {value} {why}."
 
 

@@ -45,12 +45,12 @@ class RunDescription:
             f"parameters      {self.parameters / 1e6:.2f} M ({self.parameters:,}), {self.trainable:,} trained",
             f"compute         {self.macs / 1e9:.2f} GFLOPs forward per input (multiply-adds), "
             f"{3 * self.macs * plan.batch_size * plan.views / 1e12:.2f} T per training step",
-            f"memory          about {total:.2f} GB per process: {self.state_bytes / GB:.2f} weights, gradients, optimizer; "
-            f"{self.activation_bytes / GB:.2f} activations ({self.precision})",
+            f"memory          about {total:.2f} GB per process: {self.state_bytes / GB:.2f} weights, gradients, "
+            f"optimizer; {self.activation_bytes / GB:.2f} activations ({self.precision})",
             f"learning rate   {schedule.warmup_start:g} -> {schedule.base:g} in {schedule.warmup_epochs:g} epochs, "
             f"{schedule.policy} to {schedule.end:g}",
-            f"batch           {plan.batch_size} files x {plan.views} view(s) per step = {plan.world_size} process(es) x "
-            f"{plan.accum_steps} micro-batch(es) x {plan.batch_per_rank // plan.accum_steps}",
+            f"batch           {plan.batch_size} files x {plan.views} view(s) per step = {plan.world_size} process(es) "
+            f"x {plan.accum_steps} micro-batch(es) x {plan.batch_per_rank // plan.accum_steps}",
             f"steps           {plan.total_steps:,} = {plan.epochs} epochs x {plan.steps_per_epoch:,} "
             f"({plan.files:,} training files)",
         ]

@@ -57,7 +57,7 @@ class StepGuard:
         files = next((index.tolist() for s, index in self._batches if s == step), [])
         names = ", ".join(file_name(i) for i in dict.fromkeys(files[:8]))
         raise UserError(
-            f"Training stopped: at step {step} the loss was {float(self._stop_loss):.4g} or its gradient was not finite. "
-            f"That step did not reach the weights. Lower SOLVER.BASE_LR, set SOLVER.CLIP_GRAD_L2NORM, or set "
+            f"Training stopped: at step {step} the loss was {float(self._stop_loss):.4g} or its gradient was not "
+            f"finite. That step did not reach the weights. Lower SOLVER.BASE_LR, set SOLVER.CLIP_GRAD_L2NORM, or set "
             f"TRAIN.NONFINITE skip. The batch began with: {names}"
         )

@@ -1,4 +1,4 @@
-"""What a run leaves behind in its folder while it goes: progress lines, JSON lines, TensorBoard, pictures, the report."""
+"""What a run leaves in its folder while it goes: progress lines, JSON lines, TensorBoard, pictures, the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def setup_logging(folder: Path | None) -> None:
         root.setLevel(logging.ERROR)
         return
     root.setLevel(logging.INFO)
-    file = logging.FileHandler(folder / "log.txt")
+    try:
+        file = logging.FileHandler(folder / "log.txt")
+    except OSError as error:
+        why = f"{folder / 'log.txt'} cannot be written ({error.strerror})"
+        raise UserError(f"{why}; choose another OUTPUT_DIR.") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(file)
 
@@ -107,12 +111,18 @@ class RunLog:
                 self._write("warning", message=message)
 
     def end(self, status: str, message: str | None = None) -> None:
-        """The last line (`finished`, `stopped` or `failed`), and the report."""
+        """The last line (`finished`, `stopped` or `failed`), and the report.
+
+        What goes wrong here is a warning: it shall not stand in front of why the run ended.
+        """
         if self.folder is not None:
-            self._write("end", time=_now(), seconds=time.time() - self.start_time, status=status, message=message)
-            self.report()
-            self._lines.close()
-            self._board.close()
+            try:
+                self._write("end", time=_now(), seconds=time.time() - self.start_time, status=status, message=message)
+                self.report()
+                self._lines.close()
+                self._board.close()
+            except (OSError, UserError) as error:
+                logger.warning("warning: the log has no proper end: %s", error)
 
     def report(self) -> None:
         """Writes report.html anew."""

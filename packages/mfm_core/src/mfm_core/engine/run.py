@@ -26,6 +26,7 @@ from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
+from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
 from mfm_core.parallel.world import World, join_world, leave_world
 
@@ -57,12 +58,14 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
         return 0
     except UserError as error:
         log.end("failed", str(error))
+        let_main_speak()
         return exit_with(error)
     except KeyboardInterrupt:
         log.end("stopped", "interrupted")
         return 130
     except Exception as error:
         log.end("failed", f"{type(error).__name__}: {error}")
+        let_main_speak()
         raise
     finally:
         leave_world()
@@ -140,7 +143,8 @@ def _log_start(
         where = f"{world.size} process(es) on {world.device.type}"
         logger.info("%s, %s, %d training files, output in %s", where, precision, plan.files, log.folder)
         if cfg.NUM_GPUS > 1 and world.size == 1:
-            warnings = [*warnings, f"NUM_GPUS {cfg.NUM_GPUS}: one process runs, for there is no GPU (or torchrun says so)."]
+            note = f"NUM_GPUS {cfg.NUM_GPUS}: one process runs, for there is no GPU (or torchrun says so)."
+            warnings = [*warnings, note]
         for note in notes:
             logger.info("%s", note)
     log.run(
@@ -171,11 +175,14 @@ def _evaluate_only(
     if not path:
         newest = sorted((folder / "checkpoints").glob("checkpoint_epoch_*.pyth"))
         if not newest:
-            raise UserError("TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test.")
+            raise UserError(
+                "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
+            )
         path = str(newest[-1])
     report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
     if report.missing or report.other_shape:
-        raise UserError(f"{path} lacks {', '.join(report.missing + report.other_shape)}; it cannot be tested by this config.")
+        lacking = ", ".join(report.missing + report.other_shape)
+        raise UserError(f"{path} lacks {lacking}; it cannot be tested by this config.")
     log = RunLog(folder if world.is_main else None)
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()])
     values = task.evaluate(task.model.to(world.device).eval(), plan.epochs, last=True)

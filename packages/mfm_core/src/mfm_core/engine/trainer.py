@@ -93,19 +93,31 @@ class Trainer:
 
     def train(self) -> bool:
         """Runs to the end; False where it was told to stop before and has saved."""
-        signal.signal(signal.SIGTERM, self._request_stop)
+        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            self._evaluate_before()
+            while self.state.step < self.plan.total_steps:
+                stop = self.train_epoch()
+                if self.state.step % self.plan.steps_per_epoch == 0:
+                    self.end_epoch()
+                if stop and self.state.step < self.plan.total_steps:
+                    logger.info("told to stop: saving after step %d", self.state.step)
+                    self.check()
+                    self.save(required=True)
+                    return False
+            return True
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _evaluate_before(self) -> None:
+        """What is known of the untrained model, as epoch 0."""
         if self.state.step == 0:
             values = self.task.evaluate(self.evaluated(), 0, last=False)
             if values:
                 self.log.epoch(0, 0, values)
-        while self.state.step < self.plan.total_steps:
-            if not self.train_epoch():
-                return False
-            self.end_epoch()
-        return True
 
     def train_epoch(self) -> bool:
-        """The rest of the epoch that `state.step` is in; False where the run shall stop."""
+        """The rest of the epoch that `state.step` is in, or until the run shall stop; whether it shall."""
         epoch, done = divmod(self.state.step, self.plan.steps_per_epoch)
         self.loader.batch_sampler.set_position(epoch, done)
         self.model.train()
@@ -116,13 +128,12 @@ class Trainer:
             if self.state.step % self.settings.log_period == 0:
                 self.log_step(loss, grad_norm)
             if self._should_stop():
-                self.save(required=True)
-                return False
+                return True
             steps = self.settings.checkpoint_steps
             if steps and self.state.step % steps == 0 and self.state.step % self.plan.steps_per_epoch:
                 with self.throughput.paused():
                     self.save()
-        return True
+        return False
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss over the whole global batch and the gradient norm before clipping."""
@@ -171,8 +182,7 @@ class Trainer:
 
     def log_step(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Reads the numbers of this step from the device and logs them."""
-        self.guard.check(self.task.file_name)
-        self._check_bad()
+        self.check()
         step = self.state.step
         epoch, inside = divmod(step - 1, self.plan.steps_per_epoch)
         values = {
@@ -195,8 +205,7 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Evaluates, logs the epoch and saves, in this order: a kill in between repeats work and loses nothing."""
-        self.guard.check(self.task.file_name)
-        self._check_bad()
+        self.check()
         epoch = self.state.step // self.plan.steps_per_epoch
         last = epoch == self.plan.epochs
         start = time.time()
@@ -238,8 +247,9 @@ class Trainer:
             meter.zero_()
         return means
 
-    def _check_bad(self) -> None:
-        """Lists unreadable files of all ranks; raises UserError when there are more than the configured share."""
+    def check(self) -> None:
+        """Lists unreadable files of all ranks; raises UserError for too many of them and for a step that must stop."""
+        self.guard.check(self.task.file_name)
         met = {file.path: file for files in self.world.gather(list(self.bad.values())) for file in files}
         self.log.bad_files(list(met.values()), self.state.step // self.plan.steps_per_epoch)
         if len(met) > self.settings.max_bad_share * self.plan.files:
@@ -260,5 +270,4 @@ class Trainer:
         return bool(self.world.all_sum(torch.tensor(float(self.stop_requested), device=self.world.device)))
 
     def _request_stop(self, signum: int, frame: object) -> None:
-        logger.info("told to stop (signal %d): saving after this step", signum)
-        self.stop_requested = True
+        self.stop_requested = True  # and no more: a signal may come while the log is being written

@@ -34,9 +34,16 @@ class JsonLines:
             ) from error
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends `record`. Tensors and arrays of one element are read as numbers (which waits for the device)."""
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
-        self._file.flush()
+        """Appends `record`. Tensors and arrays of one element are read as numbers (which waits for the device).
+
+        Raises `UserError` where the disk is full.
+        """
+        line = json.dumps(_plain(record), allow_nan=False) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: the log cannot be written ({error.strerror}); free the disk") from None
 
     def close(self) -> None:
         self._file.close()

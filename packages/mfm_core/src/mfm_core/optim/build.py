@@ -20,8 +20,12 @@ def adamw(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
 
 @OPTIMIZERS.register("sgd")
 def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
-    """SGD with momentum, fused."""
-    return torch.optim.SGD(
+    """SGD with momentum, fused.
+
+    The momentum starts as zeros: torch would make it on the first step, and leave it undefined where the step guard
+    holds that step back. (The same numbers as torch's without SOLVER.DAMPENING.)
+    """
+    optimizer = torch.optim.SGD(
         groups,
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
@@ -29,6 +33,10 @@ def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
         nesterov=cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM > 0,
         fused=True,
     )
+    if cfg.SOLVER.MOMENTUM > 0:
+        for group in optimizer.param_groups:
+            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p, requires_grad=False)} for p in group["params"]})
+    return optimizer
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import urlparse
 
 import torch
@@ -50,6 +53,13 @@ def launch(
         join=False,
         start_method="spawn",
     )
+
+    def forward(signum: int, frame: object) -> None:
+        for process in context.processes:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signum)
+
+    previous = signal.signal(signal.SIGTERM, forward)  # each process saves its run; this one waits for them
     try:
         while not context.join():
             pass
@@ -60,7 +70,20 @@ def launch(
             f"Process {error.error_index} of {processes} died ({error.msg}); the others were stopped. "
             "Continue with the same command."
         ) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def let_main_speak(seconds: float = 3.0) -> None:
+    """For a process that is about to report why it fails: the main one does so at once, the others wait first.
+
+    Mostly all fail for the same reason, or the others because the main one left; then whoever started them stops
+    them before they repeat it. Only the one that fails alone gets to speak.
+    """
+    if int(os.environ.get("RANK", "0")):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(seconds)
 
 
 def _address(init_method: str, num_shards: int) -> tuple[str, int]:

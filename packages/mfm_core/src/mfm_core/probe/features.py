@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 
 
@@ -26,7 +27,7 @@ def collect(
     `autocast` is entered around each of its calls, so it must be reusable, as `torch.autocast(...)` is.
     Under `torch.distributed` all ranks must call, and all get the whole result. Rows are ordered by `Batch.index` and
     an index that comes twice (samplers pad the last batch) counts once, so that the result equals one process's.
-    Raises `ValueError` where no rank's loader gives a batch.
+    Raises `UserError` where no rank's loader gives a batch.
     """
     device = torch.device(device)
     autocast = autocast if autocast is not None else nullcontext()
@@ -43,7 +44,7 @@ def collect(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         features, labels, index = _gather(features, labels, index, device)
     if len(index) == 0:
-        raise ValueError("no features: the loader gave no batch")
+        raise UserError("none of the images to take features of can be read; check them with `run_net.py doctor`")
     order = _first_of_each(index)
     return features[order], labels[order]
 

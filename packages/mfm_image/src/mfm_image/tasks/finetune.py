@@ -77,7 +77,9 @@ def mixup_from_cfg(cfg: CfgNode, world: World) -> Mixup | None:
         return None
     images = cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS * cfg.AUG.NUM_SAMPLE // (world.size * cfg.TRAIN.ACCUM_STEPS)
     if images % 2:
-        raise UserError(f"MIXUP.ENABLE pairs the images of a micro-batch, and {images} is odd; change TRAIN.BATCH_SIZE.")
+        raise UserError(
+            f"MIXUP.ENABLE pairs the images of a micro-batch, and {images} is odd; change TRAIN.BATCH_SIZE."
+        )
     return Mixup(
         mixup_alpha=cfg.MIXUP.ALPHA,
         cutmix_alpha=cfg.MIXUP.CUTMIX_ALPHA,
@@ -91,6 +93,6 @@ def mixup_from_cfg(cfg: CfgNode, world: World) -> Mixup | None:
 def _check_classes(cfg: CfgNode, classes: int) -> None:
     if classes != cfg.MODEL.NUM_CLASSES:
         raise UserError(
-            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.DATA.PATH_TO_DATA_DIR}/train has {classes} classes; "
-            f"set MODEL.NUM_CLASSES {classes}."
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.DATA.PATH_TO_DATA_DIR}/train has {classes} "
+            f"classes; set MODEL.NUM_CLASSES {classes}."
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mfm_core.data.loader import Loader, build_loader
 from mfm_core.data.sampler import EvalSampler
 from mfm_core.engine.precision import autocast_factory
+from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch, SampleKey
 from mfm_core.masking.block import BlockMask
 from mfm_core.monitor.features import feature_health
@@ -70,7 +71,9 @@ class PretrainTask:
         images, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
         with torch.inference_mode():
             output = model(images, mask)
-        caption = f"MaskFeat after {epoch} epochs: image, masked input, HOG target, predicted HOG (hidden patches bright)"
+        caption = (
+            f"MaskFeat after {epoch} epochs: image, masked input, HOG target, predicted HOG (hidden patches bright)"
+        )
         return [("reconstruction", hog_sheet(model, images, output, self.cfg.DATA.MEAN, self.cfg.DATA.STD), caption)]
 
     def file_name(self, index: int) -> str:
@@ -157,6 +160,8 @@ class Monitor:
         step = max(1, len(self.fixed) // count)
         samples = [self.fixed[SampleKey(0, i)] for i in range(0, len(self.fixed), step)]
         samples = [sample for sample in samples if sample.views][:count]
+        if not samples:
+            raise UserError("None of the validation images can be read; check them with `run_net.py doctor`.")
         images = torch.stack([sample.views[0] for sample in samples])
         masks = torch.stack([sample.masks[0] for sample in samples])
         return images.to(self.world.device), masks.to(self.world.device)
