@@ -245,7 +245,7 @@ def test_impossible_combinations(overrides, part):
         (IMAGE, ["MODEL.NUM_CLASSES", "10"]),
         (IMAGE, ["SOLVER.MOMENTUM", "0.8"]),
         (IMAGE, ["AUG.RE_MODE", "const"]),
-        (IMAGE, ["AUG.RE_SPLIT", "True", "AUG.NUM_SAMPLE", "2"]),
+        (IMAGE, ["AUG.RE_SPLIT", "True"]),
         (IMAGE, ["KNN.K", "[5]"]),
         (IMAGE, ["TRAIN.MIXED_PRECISION", "True", "TRAIN.PRECISION", "fp32"]),
         (IMAGE, ["SOLVER.CLIP_GRAD_L2NORM", "1.0", "SOLVER.CLIP_GRAD_VAL", "1.0"]),

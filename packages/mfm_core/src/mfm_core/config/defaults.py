@@ -76,7 +76,7 @@ _C.AUG.COLOR_JITTER = 0.4
 # RandAugment policy in timm's notation; "" is off.
 _C.AUG.AA_TYPE = "rand-m9-mstd0.5-inc1"
 _C.AUG.INTERPOLATION = "bicubic"
-# Random erasing: probability, fill (pixel | rand | const), rectangles. RE_SPLIT has no effect: all views are erased.
+# Random erasing: probability, fill (pixel | rand | const), rectangles; RE_SPLIT spares the first view.
 _C.AUG.RE_PROB = 0.25
 _C.AUG.RE_MODE = "pixel"
 _C.AUG.RE_COUNT = 1
