@@ -42,7 +42,7 @@ DTYPES = {"fp32": torch.float32, **ROUNDED}
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 """Side of the matrices whose product measures what the device can do."""
 LOSS_TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}
-"""Relative. On 8-bit images HOG has ties (see `mfm_core.targets.hog`) that a GPU's convolution decides otherwise."""
+"""Relative. HOG of 8-bit images has ties (see `mfm_core.targets.hog`), which a GPU convolution may decide otherwise."""
 NORM_TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
 ROUNDED_TOLERANCE = 1e-2
 """Of the loss in bf16 or fp16."""
