@@ -2,7 +2,7 @@
 
     python tools/benchmark.py                                everything
     python tools/benchmark.py --only hog --threads 1 2
-    python tools/benchmark.py --only hog --device cuda
+    python tools/benchmark.py --only step --device cuda --batch 256
 
 Both sides of a row run in turns in the same process, on the same data; the times are medians. A new row is a function
 from the arguments to `Row`s, listed in BENCHMARKS.
@@ -13,65 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from benchmark_attention import benchmark_attention
+from benchmark_loader import rows as loader_rows
 from benchmark_plain import plain_hog
-from torch import Tensor
+from benchmark_step import benchmark_step
+from benchmark_timing import Row, median_times, pictures, threads_of
 
 from mfm_core.targets.hog import hog
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: what was done, on how many threads (0: a GPU), seconds of both sides, and a remark."""
-
-    name: str
-    case: str
-    threads: int
-    plain: float
-    ours: float
-    remark: str = ""
-
-
-def median_times(sides: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Seconds of each side: medians of `repeats` runs, the sides in turns, after two runs to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 2):
-        for name, run in sides.items():
-            seconds = _time_once(run, device)
-            if turn >= 2:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _time_once(run: Callable[[], object], device: torch.device) -> float:
-    if device.type != "cuda":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    start.record()
-    run()
-    end.record()
-    torch.cuda.synchronize(device)
-    return start.elapsed_time(end) / 1000
-
-
-def pictures(count: int, size: int, device: torch.device) -> Tensor:
-    """(count, 3, size, size) float32: smooth colour fields with grain, in 8 bits, normalised as ImageNet is."""
-    generator = torch.Generator().manual_seed(0)
-    fields = torch.rand(count, 3, 8, 8, generator=generator)
-    smooth = torch.nn.functional.interpolate(fields, size=(size, size), mode="bicubic")
-    grain = torch.randn(count, 3, size, size, generator=generator) / 50
-    levels = ((smooth + grain).clamp_(0, 1) * 255).round_() / 255
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return ((levels - mean) / std).to(device)
 
 
 def benchmark_hog(args: argparse.Namespace) -> Iterator[Row]:
@@ -93,18 +45,32 @@ def benchmark_hog(args: argparse.Namespace) -> Iterator[Row]:
         yield Row("hog", case, 0, times["plain"], times["ours"], remark)
         return
     for threads in args.threads:
-        torch.set_num_threads(threads)
-        times = median_times(sides, args.repeats, device)
+        with threads_of(threads):
+            times = median_times(sides, args.repeats, device)
         yield Row("hog", case, threads, times["plain"], times["ours"], f"{same:.1%} of numbers equal")
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {"hog": benchmark_hog}
+def benchmark_loader(args: argparse.Namespace) -> Iterator[Row]:
+    """Processor time per image of our data set beside torchvision's ImageFolder; see `benchmark_loader.py`."""
+    for row in loader_rows(count=args.photos):
+        name, *case = row["name"].split(", ")
+        speeds = f"{row['ours']:.0f} images/s per core, torchvision {row['theirs']:.0f}"
+        yield Row(name, ", ".join(case), 1, 1 / row["theirs"], 1 / row["ours"], speeds)
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "hog": benchmark_hog,
+    "attention": benchmark_attention,
+    "step": benchmark_step,
+    "loader": benchmark_loader,
+}
 
 
 def machine(device: torch.device) -> str:
     """The processor or GPU by name, and the versions that matter."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        tf32 = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
+        name = f"{torch.cuda.get_device_name(device)} (TF32 {tf32})"
     else:
         cpuinfo = Path("/proc/cpuinfo")
         models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
@@ -124,15 +90,30 @@ def print_table(rows: list[Row]) -> None:
         )
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=sorted(BENCHMARKS), default=sorted(BENCHMARKS), metavar="NAME",
-                        help=f"the benchmarks to run: {', '.join(sorted(BENCHMARKS))} (default: all)")  # fmt: skip
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}),
-                        help="thread counts to measure on a CPU (default: 1 and all)")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=15, help="timed runs per side (default: %(default)s)")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME",
+        help=f"the benchmarks to run: {', '.join(BENCHMARKS)} (default: all)")  # fmt: skip
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}),
+        help="thread counts to measure on a CPU (default: 1 and all; the step takes the largest)")  # fmt: skip
+    add("--repeats", type=int, default=15, help="timed runs per side (default: %(default)s)")
+    add("--batch", type=int, help="images in a training step (default: 8 on a CPU, 128 on a GPU)")
+    add("--compile", action=argparse.BooleanOptionalAction, default=None,
+        help="measure the training step under torch.compile too (default: on a GPU)")  # fmt: skip
+    add("--peak-tflops", type=float,
+        help="the device's dense 16-bit peak, to relate the step to (default: 989 on an H100 or H200)")  # fmt: skip
+    add("--set", nargs="+", default=[], metavar="KEY VALUE", help="changes to the configuration of the step")
+    add("--attention-shapes", type=int, nargs=4, action="append", metavar=("B", "HEADS", "TOKENS", "WIDTH"),
+        help="in place of the standard ones; can be given several times")  # fmt: skip
+    add("--photos", type=int, default=100, help="JPEG files that the loader reads (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     print(machine(torch.device(args.device)), end="\n\n")
     print_table([row for name in args.only for row in BENCHMARKS[name](args)])
 

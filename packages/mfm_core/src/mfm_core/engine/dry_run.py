@@ -5,6 +5,7 @@ The model is built and called on torch's meta device, where tensors have shapes 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -71,9 +72,7 @@ def describe_run(
     )
     shadow = _on_meta(model)
     micro = plan.batch_per_rank * plan.views // plan.accum_steps
-    with FlopCounterMode(display=False) as flops:
-        shadow(*example)
-    description.macs = flops.get_total_flops() // 2
+    description.macs = forward_macs(shadow, example)
     batch = tuple(t.expand(micro, *t.shape[1:]) for t in example)
     kept = _KeptBytes(shadow)
     with kept.watch():
@@ -83,14 +82,17 @@ def describe_run(
     return description
 
 
+def forward_macs(model: nn.Module, example: tuple[Tensor, ...]) -> int:
+    """Multiply-adds of the matrix products and convolutions in one forward pass; `example`: its input, on meta."""
+    with FlopCounterMode(display=False) as flops:
+        _on_meta(model)(*example)
+    return flops.get_total_flops() // 2
+
+
 def _on_meta(model: nn.Module) -> nn.Module:
     """A copy of the model's structure without its content."""
-    import copy
-
-    shadow = copy.copy(model)
     memo = {id(t): _meta_like(t) for t in (*model.parameters(), *model.buffers())}
-    shadow = copy.deepcopy(model, memo)
-    return shadow.train()
+    return copy.deepcopy(model, memo).train()
 
 
 def _meta_like(tensor: Tensor) -> Tensor:

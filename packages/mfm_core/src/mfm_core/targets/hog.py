@@ -301,6 +301,7 @@ class HOGTarget:
         """Numbers per token, ordered (colour, bin, row of the cell, column of the cell)."""
         return self.channels * self.bins * math.prod(self.per_token)
 
+    @torch.compiler.disable(reason="it is fused by hand already, and its bins hang on the order of its sums")
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) or clips (B, C, T, H, W) to (B, L, dim) float32, tokens row-major, time first."""

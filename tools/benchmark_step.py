@@ -1,0 +1,245 @@
+"""The MaskFeat training step of ViT-B, forward to optimizer step, beside the same model in its plain form.
+
+Ours is `Trainer.train_step` itself: HOG target, loss, backward, clipping, NaN guard, fused AdamW. The plain side has
+the same weights, images and masks, attention and HOG written out (`benchmark_plain.py`), torch's clip_grad_norm_ and
+torch's AdamW as it comes: in fp32 on a CPU, under fp16 autocast with a GradScaler on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from benchmark_plain import plain_form
+from benchmark_timing import Row, median_times, pictures, product, threads_of
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from mfm_core.checkpoint.resume import TrainState
+from mfm_core.config import load_config, plan_run
+from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES
+from mfm_core.engine.dry_run import forward_macs
+from mfm_core.engine.guard import StepGuard
+from mfm_core.engine.precision import DTYPES as ROUNDED
+from mfm_core.engine.precision import autocast_factory, computes_bf16
+from mfm_core.engine.trainer import Settings, Trainer
+from mfm_core.interfaces import Batch
+from mfm_core.masking.block import BlockMask
+from mfm_core.objective import MaskedPrediction
+from mfm_core.optim.build import build_optimizer
+from mfm_core.parallel.strategies import Single
+from mfm_core.parallel.world import World
+from mfm_image.models import build_model, example_input
+from mfm_image.tasks.pretrain import PretrainTask
+
+CONFIG = Path(__file__).parent.parent / "configs" / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml"
+DTYPES = {"fp32": torch.float32, **ROUNDED}
+PRODUCT = {"cpu": 2048, "cuda": 8192}
+"""Side of the matrices whose product measures what the device can do."""
+LOSS_TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}
+"""Relative. HOG of 8-bit images has ties (see `mfm_core.targets.hog`), which a GPU convolution may decide otherwise."""
+NORM_TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
+ROUNDED_TOLERANCE = 1e-2
+"""Of the loss in bf16 or fp16."""
+DENSE_PEAK = {"H100": 989.0, "H200": 989.0}
+"""TFLOP/s of 16-bit matrix products without sparsity, by the manufacturer's data sheets (SXM modules)."""
+
+
+@dataclass
+class Side:
+    """One way to take the step: the precision it computes in, the step itself, and the GB it holds at most (GPU)."""
+
+    precision: str
+    run: Callable[[], object]
+    peak_gb: float | None
+
+
+class StepTask(PretrainTask):
+    """Pre-training's own losses and weights, without its data."""
+
+    def __init__(self, model: MaskedPrediction) -> None:
+        self.model = model
+
+
+def benchmark_step(args: argparse.Namespace) -> Iterator[Row]:
+    """A row for each way to take the step; one for the matrix products, which bound what a smaller format can gain."""
+    device = torch.device(args.device)
+    cpu = device.type == "cpu"
+    size = args.batch or (8 if cpu else 128)
+    cfg = load_config(str(CONFIG), ["TRAIN.BATCH_SIZE", str(size), *args.set])
+    threads = max(args.threads) if cpu else 0
+    with threads_of(threads) if cpu else nullcontext():
+        torch.manual_seed(0)
+        model = build_model(cfg).to(device).train()
+        batch = make_batch(cfg, model.backbone.grid, size, device)
+        compiled = args.compile if args.compile is not None else not cpu
+        sides = build_sides(cfg, model, batch, compiled)
+        equal = check_equal(model, batch, {side.precision for side in sides.values()})
+        kinds = dict.fromkeys(side.precision for side in sides.values())
+        products = {kind: product(PRODUCT[device.type], DTYPES[kind], device) for kind in kinds}
+        times = median_times({**{name: side.run for name, side in sides.items()}, **products}, args.repeats, device)
+    flops = 6 * forward_macs(model, example_input(cfg, model.backbone.grid)) * size
+    rates = {kind: 2 * PRODUCT[device.type] ** 3 / times[kind] for kind in kinds}
+    peak = args.peak_tflops or dense_peak(device)
+    model_name = " ".join(["ViT-B", *args.set])
+    base = next(iter(sides))
+    for name, side in sides.items():
+        remark = utilisation(flops, size, times[name], side, rates[side.precision], peak)
+        remark += f"; {equal}" if name == base else ""
+        yield Row("step", f"{model_name}, batch {size}, {name}", threads, times[base], times[name], remark)
+    yield from product_rows(sides[base].precision, kinds, times, rates, PRODUCT[device.type], threads)
+
+
+def product_rows(
+    base: str, kinds: Iterable[str], times: dict[str, float], rates: dict[str, float], side: int, threads: int
+) -> Iterator[Row]:
+    """The matrix product of each precision beside the one of `base`; rates: FLOP/s."""
+    for kind in kinds:
+        if kind != base:
+            remark = (
+                f"{rates[base] / 1e12:.3g} and {rates[kind] / 1e12:.3g} TFLOP/s: "
+                f"bounds what {kind} gains where the time goes into products"
+            )
+            yield Row("step", f"product {side}^3, {base} beside {kind}", threads, times[base], times[kind], remark)
+
+
+def dense_peak(device: torch.device) -> float | None:
+    """TFLOP/s by the data sheet, None for a device that is not in `DENSE_PEAK`."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in DENSE_PEAK.items() if key in name), None)
+
+
+def make_batch(cfg: CfgNode, grid: tuple[int, ...], size: int, device: torch.device) -> Batch:
+    """`size` pictures with block masks, on the device."""
+    masks = BlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK)
+    generator = torch.Generator().manual_seed(0)
+    return Batch(
+        inputs=pictures(size, cfg.DATA.TRAIN_CROP_SIZE, device),
+        labels=torch.zeros(size, dtype=torch.int64, device=device),
+        mask=torch.stack([masks(generator) for _ in range(size)]).to(device),
+        index=torch.arange(size),
+    )
+
+
+def build_sides(cfg: CfgNode, model: MaskedPrediction, batch: Batch, compiled: bool) -> dict[str, Side]:
+    """The plain side first, then ours by precision; each with a copy of the weights of `model`."""
+    device = batch.inputs.device
+    base = "fp32" if device.type == "cpu" else "fp16"
+    ours = ["fp32"] if device.type == "cpu" else []
+    ours += ["bf16"] if computes_bf16(device) else []
+    builders = {f"plain {base}": (base, lambda: plain_step(cfg, model, batch, base))}
+    for kind in ours:
+        builders[f"ours {kind}"] = kind, lambda kind=kind: our_step(cfg, model, batch, kind, compiled=False)
+    if compiled:
+        last = ours[-1]
+        builders[f"ours {last}, compiled"] = last, lambda: our_step(cfg, model, batch, last, compiled=True)
+    return {name: Side(kind, *measured(build, device)) for name, (kind, build) in builders.items()}
+
+
+def measured(build: Callable[[], Callable], device: torch.device) -> tuple[Callable, float | None]:
+    """What `build` makes, and the GB that it adds at most to a GPU's memory, the batch left out; None on a CPU."""
+    if device.type != "cuda":
+        return build(), None
+    before = torch.cuda.memory_allocated(device)
+    run = build()
+    for _ in range(2):  # the first step compiles and makes the optimizer's state
+        run()
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return run, (torch.cuda.max_memory_allocated(device) - before) / 1e9
+
+
+def our_step(cfg: CfgNode, model: MaskedPrediction, batch: Batch, precision: str, compiled: bool) -> Callable:
+    """One call of the training loop's step on a copy of `model`."""
+    device = batch.inputs.device
+    world = World(device=device)
+    model = copy.deepcopy(model)
+    state = TrainState(
+        model=model,
+        optimizer=build_optimizer(model, cfg),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        average=None,
+        meters={name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", "steps", "clipped")},
+    )
+    trainer = Trainer(
+        task=StepTask(model),
+        model=torch.compile(model) if compiled else model,
+        state=state,
+        average=None,
+        loader=None,
+        plan=plan_run(cfg, IMAGENET_TRAIN_IMAGES, world_size=1),
+        settings=Settings.from_cfg(cfg, precision),
+        strategy=Single(world),
+        world=world,
+        guard=StepGuard(device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, False, cfg.LOG_PERIOD),
+        log=None,
+        folder=None,
+        cfg=cfg,
+    )
+    return lambda: trainer.train_step(batch)
+
+
+def plain_step(cfg: CfgNode, model: MaskedPrediction, batch: Batch, precision: str) -> Callable:
+    """The step as one writes it down, on a plain copy of `model`."""
+    model, device = plain_form(model), batch.inputs.device
+    autocast = autocast_factory(precision, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.SOLVER.WARMUP_START_LR)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def run() -> None:
+        with autocast():
+            loss = model(batch.inputs, batch.mask).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), cfg.SOLVER.CLIP_GRAD_L2NORM)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return run
+
+
+def check_equal(model: MaskedPrediction, batch: Batch, precisions: set[str]) -> str:
+    """Whether both sides compute the same loss and gradient norm, in words; raises SystemExit where they do not."""
+    device = batch.inputs.device.type
+    loss, norm = loss_and_norm(plain_form(model), batch, "fp32")
+    our_loss, our_norm = loss_and_norm(copy.deepcopy(model), batch, "fp32")
+    errors = {"loss, fp32": (abs(our_loss / loss - 1), LOSS_TOLERANCE[device])}
+    errors["gradient norm, fp32"] = abs(our_norm / norm - 1), NORM_TOLERANCE[device]
+    for precision in sorted(precisions - {"fp32"}):
+        rounded, _ = loss_and_norm(copy.deepcopy(model), batch, precision)
+        errors[f"loss, {precision}"] = abs(rounded / loss - 1), ROUNDED_TOLERANCE
+    for what, (error, tolerance) in errors.items():
+        if not error <= tolerance:
+            raise SystemExit(f"ours and plain differ: {what}, by {error:.1e} (at most {tolerance:g})")
+    return "ours differs by " + ", ".join(f"{error:.0e} ({what})" for what, (error, _) in errors.items())
+
+
+def loss_and_norm(model: MaskedPrediction, batch: Batch, precision: str) -> tuple[float, float]:
+    """Of one forward and backward pass."""
+    with autocast_factory(precision, batch.inputs.device)():
+        loss = model(batch.inputs, batch.mask).loss
+    loss.backward()
+    return loss.item(), nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+
+
+def utilisation(flops: float, size: int, seconds: float, side: Side, rate: float, peak: float | None) -> str:
+    """Images/s, memory, and the model's operations per second as shares of what the device can do.
+
+    flops: of the model per step (forward and backward, 3 times the forward pass; nothing is counted for HOG and the
+    optimizer). rate: FLOP/s of a large matrix product in the same format. peak: TFLOP/s of the data sheet.
+    """
+    speed = flops / seconds
+    parts = [f"{size / seconds:.{1 if size / seconds < 100 else 0}f} images/s"]
+    parts += [f"peak memory {side.peak_gb:.1f} GB"] if side.peak_gb is not None else []
+    scale, unit = (1e12, "TFLOP/s") if speed > 1e12 else (1e9, "GFLOP/s")
+    parts += [f"{speed / scale:.{1 if scale > 1e9 else 0}f} {unit}, {speed / rate:.0%} of a {side.precision} product's"]
+    parts += [f"{speed / peak / 1e12:.1%} of {peak:g} TFLOP/s"] if peak and side.precision != "fp32" else []
+    return ", ".join(parts)
