@@ -12,6 +12,7 @@ import argparse
 import importlib
 import sys
 from types import ModuleType
+from typing import NoReturn
 
 from fvcore.common.config import CfgNode
 
@@ -22,9 +23,17 @@ from mfm_core.parallel.launch import launch, local_processes
 PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else does; --help shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message}; see run_net.py --help.")
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line: a command, options, and KEY VALUE KEY VALUE in any order with them."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="run_net.py",
         usage="run_net.py [doctor] --cfg FILE [--dry-run] [options] [KEY VALUE ...]",
         description=__doc__,
@@ -48,8 +57,8 @@ def main(arguments: list[str]) -> int:
 
     0: done. 1: the doctor found something to put right. 2: one line said what the user can put right.
     """
-    options = parse(arguments)
     try:
+        options = parse(arguments)
         cfg = load_config(options.cfg, options.overrides)
         entry = entry_of(cfg)
         if options.doctor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
     try:
         if local.endswith(".safetensors"):
             return load_file(local)
-        return torch.load(local, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders about unusual pickles; what matters is whether they load
+            return torch.load(local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{key}: {path} is not a readable checkpoint, or holds objects other than tensors and plain values, "

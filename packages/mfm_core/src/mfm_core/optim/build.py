@@ -35,7 +35,8 @@ def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
     )
     if cfg.SOLVER.MOMENTUM > 0:
         for group in optimizer.param_groups:
-            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p, requires_grad=False)} for p in group["params"]})
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
     return optimizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -59,6 +60,8 @@ def launch(
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signum)
 
+    # torch would follow the one line that says what is wrong with "Terminating process"
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     previous = signal.signal(signal.SIGTERM, forward)  # each process saves its run; this one waits for them
     try:
         while not context.join():

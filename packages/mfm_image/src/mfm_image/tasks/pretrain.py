@@ -15,14 +15,13 @@ from mfm_core.data.loader import Loader, build_loader
 from mfm_core.data.sampler import EvalSampler
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
-from mfm_core.interfaces import Batch, SampleKey
-from mfm_core.masking.block import BlockMask
+from mfm_core.interfaces import Batch, MaskGenerator, SampleKey
 from mfm_core.monitor.features import feature_health
 from mfm_core.objective import MaskedPrediction
 from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import knn_accuracy
-from mfm_image.data.build import eval_dataset, train_dataset
+from mfm_image.data.build import eval_dataset, masks_from_cfg, train_dataset
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.models import build_model, example_input
 from mfm_image.pictures import hog_sheet
@@ -37,7 +36,7 @@ class PretrainTask:
         self.model: MaskedPrediction = build_model(cfg)
         grid = self.model.backbone.grid
         self.summary_input = example_input(cfg, grid)
-        masks = BlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK)
+        masks = masks_from_cfg(cfg, grid)
         self.train_set = train_dataset(cfg, masks)
         self.files = len(self.train_set)
         self.monitor = Monitor.from_cfg(cfg, self.train_set, masks, world, self.autocast)
@@ -107,7 +106,7 @@ class Monitor:
         cls,
         cfg: CfgNode,
         train_set: ImageDataset,
-        masks: BlockMask,
+        masks: MaskGenerator,
         world: World,
         autocast: Callable[[], AbstractContextManager],
     ) -> Monitor | None:

@@ -1,0 +1,433 @@
+"""What a person gets wrong, from the command line to the last file: one line that names it, or a run that goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paths import CONFIGS, TOOLS
+from photos import picture
+from PIL import Image
+from tiny_runs import TINY, assert_same, last_state, tiny_config
+
+from mfm_core.interfaces import PretrainOutput
+from mfm_core.objective import MaskedPrediction
+from mfm_image.entry import main
+
+spec = importlib.util.spec_from_file_location("run_net", TOOLS / "run_net.py")
+run_net = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run_net)
+
+PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
+ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
+SHRUNK = [*TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small gain nothing from more, and lose much where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def photos(photo_folder, tmp_path):
+    """A copy of the photos to spoil."""
+    return Path(shutil.copytree(photo_folder, tmp_path / "photos"))
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a configuration or a command line that must fail; the one line it says."""
+
+    def error_of(what) -> str:
+        capsys.readouterr()
+        code = run_net.main(what) if isinstance(what, list) else main(what)
+        error = capsys.readouterr().err
+        assert code == 2
+        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
+        return error
+
+    return error_of
+
+
+def log_of(output: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def finite(state: dict) -> bool:
+    return all(torch.isfinite(t).all() for t in state["model_state"].values() if t.is_floating_point())
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("arguments", "parts"),
+        [
+            ([], ["--cfg"]),
+            (["--cfg"], ["--cfg"]),
+            (["--cfg", "absent.yaml"], ["absent.yaml"]),
+            (["--cfg", PRETRAIN, "--dryrun"], ["--dryrun"]),
+            (["--cfg", PRETRAIN, "--bogus", "1", "RNG_SEED", "2"], ["--bogus"]),
+            (["--cfg", PRETRAIN, "--shard_id", "x"], ["--shard_id"]),
+            (["--cfg", PRETRAIN, "RNG_SEED"], ["RNG_SEED", "no value"]),
+            (["--cfg", PRETRAIN, "--dry-run", "RNGSEED", "2"], ["RNGSEED", "RNG_SEED"]),
+            (["--cfg", PRETRAIN, "--dry-run", "TRAIN.DATASET", "kinetics", "TEST.DATASET", "kinetics"], ["mfm_video"]),
+            (["--cfg", PRETRAIN, "--dry-run", "HOG.CELL", "3"], ["HOG.CELL"]),
+            (["--cfg", PRETRAIN, "--dry-run", "MVIT.NUM_HEADS", "5"], ["MVIT.NUM_HEADS"]),
+            (["--cfg", PRETRAIN, "--dry-run", "MASK.PRETRAIN_DEPTH", "[9]"], ["MASK.PRETRAIN_DEPTH"]),
+            (["--cfg", PRETRAIN, "--dry-run", "DATA.TRAIN_CROP_SIZE", "60"], ["DATA.TRAIN_CROP_SIZE"]),
+            (["--cfg", PRETRAIN, "--dry-run", "AUG.MASK_RATIO", "0.001"], ["AUG.MASK_RATIO"]),
+            (["doctor", "--cfg", PRETRAIN, "DATA.PATH_TO_DATA_DIR", "/absent"], ["/absent"]),
+            (["doctor", "--cfg", PRETRAIN, "DATA.PATH_TO_DATA_DIR", ""], ["DATA.PATH_TO_DATA_DIR"]),
+        ],
+        ids=lambda p: " ".join(p)[-30:],
+    )
+    def test_mistakes(self, arguments, parts, error_of):
+        error = error_of(arguments)
+        assert all(part in error for part in parts), error
+
+    def test_pairs_before_and_after_options(self, capsys):
+        before = ["RNG_SEED", "3", "SOLVER.MAX_EPOCH", "7"]
+        after = ["SOLVER.BASE_LR", "0.5", "DATA.PATH_TO_DATA_DIR", "/absent"]
+        assert run_net.main([*before, "--cfg", PRETRAIN, "--dry-run", *after]) == 0
+        shown = capsys.readouterr()
+        assert "= 7 epochs" in shown.out and "-> 0.5 in" in shown.out and not shown.err
+
+    @pytest.mark.parametrize(
+        "path", sorted(p for p in CONFIGS.glob("**/*.yaml") if p.stem != "base"), ids=lambda p: f"{p.parent.name}/{p.stem}"
+    )
+    def test_dry_run_needs_no_data(self, path, capsys):
+        assert run_net.main(["--cfg", str(path), "--dry-run", "DATA.PATH_TO_DATA_DIR", "/absent"]) == 0
+        shown = capsys.readouterr()
+        assert "parameters" in shown.out and not shown.err
+
+
+class TestDataFolder:
+    @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+    def test_missing(self, kind, tmp_path, error_of):
+        assert f"{tmp_path}/absent" in error_of(tiny_config(kind, tmp_path / "absent", tmp_path / "out"))
+        assert "DATA.PATH_TO_DATA_DIR" in error_of(tiny_config(kind, "", tmp_path / "out"))
+        (tmp_path / "hollow").mkdir()
+        assert "train/" in error_of(tiny_config(kind, tmp_path / "hollow", tmp_path / "out"))
+        (tmp_path / "hollow" / "train").mkdir()
+        assert "class folders" in error_of(tiny_config(kind, tmp_path / "hollow", tmp_path / "out"))
+
+    @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+    def test_classes(self, kind, photos, tmp_path, error_of):
+        cfg = tiny_config(kind, photos, tmp_path / "out")
+        (photos / "train" / "dog").mkdir()
+        assert f"{photos}/train/dog" in error_of(cfg)
+        (photos / "train" / "dog").rmdir()
+        shutil.copytree(photos / "val" / "cat", photos / "val" / "dog")
+        error = error_of(cfg)
+        assert f"{photos}/val" in error and "dog" in error
+
+    def test_sizes_that_do_not_fit(self, photos, tmp_path, error_of):
+        assert "TRAIN.BATCH_SIZE" in error_of(tiny_config("pretrain", photos, tmp_path, "TRAIN.BATCH_SIZE", "25"))
+        assert "ACCUM_STEPS" in error_of(tiny_config("pretrain", photos, tmp_path, "TRAIN.ACCUM_STEPS", "3"))
+        error = error_of(tiny_config("finetune", photos, tmp_path, "MODEL.NUM_CLASSES", "7"))
+        assert "MODEL.NUM_CLASSES" in error and "3" in error and str(photos) in error
+        shutil.rmtree(photos / "val")
+        assert "val/" in error_of(tiny_config("finetune", photos, tmp_path))
+
+    def test_output_folder_that_cannot_be_written(self, photo_folder, tmp_path, error_of):
+        (tmp_path / "file").write_text("")
+        for output in (tmp_path / "file", tmp_path / "file" / "deeper"):
+            error = error_of(tiny_config("pretrain", photo_folder, output))
+            assert "OUTPUT_DIR" in error and str(output) in error
+        for name in ("log.txt", "log.jsonl", "tensorboard", "checkpoints", "report.html"):
+            output = tmp_path / name
+            occupied = output / name
+            occupied.parent.mkdir()
+            occupied.mkdir() if "." in name else occupied.write_text("")
+            cfg = tiny_config("pretrain", photo_folder, output, *ONE_EPOCH, "LOG_PERIOD", "100")
+            assert str(occupied) in error_of(cfg)
+
+
+class TestFiles:
+    def spoil(self, photos: Path) -> dict[str, Path]:
+        folder = photos / "train" / "apple"
+        (folder / "0.JPEG").write_bytes((folder / "0.JPEG").read_bytes()[:300])
+        (folder / "1.JPEG").write_bytes(b"")
+        (folder / "2.JPEG").write_text("this is a text")
+        return {name: folder / f"{i}.JPEG" for i, name in enumerate(("truncated", "empty", "text"))}
+
+    def test_few_are_skipped_counted_and_listed(self, photos, tmp_path):
+        bad = self.spoil(photos)
+        (photos / "val" / "bear" / "0.JPEG").write_bytes(b"")
+        overrides = ["DATA.MAX_BAD_SHARE", "0.2", "DATA_LOADER.NUM_WORKERS", "1"]
+        assert main(tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, *overrides)) == 0
+        listed = log_of(tmp_path / "out", "bad_file")
+        assert sorted(line["path"] for line in listed) == sorted(map(str, bad.values()))
+        assert all(line["reason"] for line in listed)
+        report = (tmp_path / "out" / "report.html").read_text()
+        assert "Unreadable files" in report and "3 unreadable files" in report
+        assert all(str(path) in report for path in bad.values())
+        assert log_of(tmp_path / "out", "end")[-1]["status"] == "finished"
+
+    def test_too_many_stop_the_run(self, photos, tmp_path, error_of):
+        self.spoil(photos)
+        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.1")
+        error = error_of(cfg)
+        assert "DATA.MAX_BAD_SHARE" in error and "of 24 training files" in error and str(photos) in error
+        end = log_of(tmp_path / "out", "end")[-1]
+        assert end["status"] == "failed" and "DATA.MAX_BAD_SHARE" in end["message"]
+        assert "DATA.MAX_BAD_SHARE" in (tmp_path / "out" / "report.html").read_text()
+
+    def test_all_of_them(self, photos, tmp_path, error_of):
+        for path in (photos / "train").glob("*/*"):
+            path.write_bytes(b"")
+        error = error_of(tiny_config("pretrain", photos, tmp_path / "out", "DATA_LOADER.NUM_WORKERS", "1"))
+        assert "unreadable" in error and "doctor" in error
+
+    @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+    def test_unreadable_validation_images(self, kind, photos, tmp_path, error_of):
+        """One is left out of the numbers; where all are, no number is made up."""
+        files = sorted((photos / "val").glob("*/*"))
+        files[0].write_bytes(b"")
+        cfg = tiny_config(kind, photos, tmp_path / "out", *ONE_EPOCH)
+        assert main(cfg) == 0
+        epoch = log_of(tmp_path / "out", "epoch")[-1]
+        assert epoch.get("images", 5) == 5 and np.isfinite(epoch["val_loss"])
+        for path in files:
+            path.write_bytes(b"")
+        for period in ("0", "1"):
+            output = tmp_path / f"none_{period}"
+            error = error_of(tiny_config(kind, photos, output, *ONE_EPOCH, "MONITOR.PICTURE_PERIOD", period))
+            assert "can be read" in error and "doctor" in error
+
+    def test_uncommon_images_are_images(self, photos, tmp_path):
+        folder = photos / "train" / "bear"
+        picture(1).convert("CMYK").save(folder / "0.JPEG", "JPEG")
+        picture(2).convert("L").save(folder / "1.JPEG", "JPEG")
+        deep = np.asarray(picture(3).convert("L"), dtype=np.uint16) * 257
+        Image.fromarray(deep).save(folder / "2.png")
+        picture(4).convert("RGBA").save(folder / "3.png")
+        picture(5).convert("P").save(folder / "4.png")
+        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.0")
+        assert main(cfg) == 0
+        assert not log_of(tmp_path / "out", "bad_file") and finite(last_state(tmp_path / "out"))
+
+
+class TestCheckpointKeys:
+    @pytest.fixture(scope="class")
+    def first(self, photo_folder, tmp_path_factory):
+        """A finished pre-training run of two epochs."""
+        output = tmp_path_factory.mktemp("first")
+        overrides = ["TRAIN.CHECKPOINT_PERIOD", "1", "TRAIN.EMA_DECAY", "0.5", "MONITOR.PICTURE_PERIOD", "0"]
+        assert main(tiny_config("pretrain", photo_folder, output, *overrides)) == 0
+        return output
+
+    def test_unfit_files(self, first, photo_folder, tmp_path, error_of):
+        def error(path, *overrides, kind="finetune"):
+            chosen = ["TRAIN.CHECKPOINT_FILE_PATH", path, *ONE_EPOCH, *overrides]
+            return error_of(tiny_config(kind, photo_folder, tmp_path / "out", *chosen))
+
+        good = first / "checkpoints" / "checkpoint_epoch_00002.pyth"
+        assert f"{tmp_path}/absent.pyth" in error(tmp_path / "absent.pyth")
+        corrupt = tmp_path / "corrupt.pyth"
+        corrupt.write_bytes(good.read_bytes()[:5000])
+        assert str(corrupt) in error(corrupt)
+        assert "MVIT.EMBED_DIM" in error(good, "MVIT.EMBED_DIM", "48")
+        assert "MVIT.DEPTH" in error(good, "MVIT.DEPTH", "3")
+        continued = error(good, kind="pretrain")
+        assert "SOLVER.MAX_EPOCH" in continued and "TRAIN.CHECKPOINT_EPOCH_RESET" in continued
+
+    def test_testing_needs_the_whole_model(self, first, photo_folder, tmp_path, error_of):
+        path = first / "checkpoints" / "checkpoint_epoch_00002.pyth"
+        test = ["TRAIN.ENABLE", "False", "TEST.CHECKPOINT_FILE_PATH"]
+        error = error_of(tiny_config("finetune", photo_folder, tmp_path / "out", *test, path))
+        assert "head.projection.weight" in error and str(path) in error
+        error = error_of(tiny_config("finetune", photo_folder, tmp_path / "out", *test, ""))
+        assert "TEST.CHECKPOINT_FILE_PATH" in error
+
+    def test_continuing_the_run_of_another_folder(self, first, photo_folder, tmp_path):
+        middle = first / "checkpoints" / "checkpoint_epoch_00001.pyth"
+        overrides = ["TRAIN.CHECKPOINT_FILE_PATH", middle, "TRAIN.EMA_DECAY", "0.5", "MONITOR.PICTURE_PERIOD", "0"]
+        assert main(tiny_config("pretrain", photo_folder, tmp_path / "second", *overrides)) == 0
+        assert_same(last_state(first), last_state(tmp_path / "second"))
+        assert [line["epoch"] for line in log_of(tmp_path / "second", "epoch")] == [2]
+
+    def test_only_the_newest_stay(self, photo_folder, tmp_path):
+        overrides = ["TRAIN.CHECKPOINT_STEPS", "1", "TRAIN.CHECKPOINT_KEEP", "2"]
+        assert main(tiny_config("pretrain", photo_folder, tmp_path, *overrides, *ONE_EPOCH)) == 0
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["checkpoint_epoch_00001.pyth", "checkpoint_step_00000002.pyth"]
+
+    def test_a_full_disk_costs_a_periodic_checkpoint_only(self, photo_folder, tmp_path, monkeypatch, error_of):
+        calls = []
+
+        def full_at_first(fd):
+            calls.append(fd)
+            if len(calls) == 1:
+                raise OSError(28, "No space left on device")
+
+        cfg = tiny_config("pretrain", photo_folder, tmp_path / "run", *ONE_EPOCH, "TRAIN.CHECKPOINT_STEPS", "2")
+        with monkeypatch.context() as patch:
+            patch.setattr("mfm_core.checkpoint.io.os.fsync", full_at_first)
+            assert main(cfg) == 0
+        assert any("No space left" in line["message"] for line in log_of(tmp_path / "run", "warning"))
+        assert last_state(tmp_path / "run")["step"] == 3
+        with monkeypatch.context() as patch:
+            patch.setattr("mfm_core.checkpoint.io.os.fsync", lambda fd: full_at_first(calls.clear()))
+            assert "No space left" in error_of(tiny_config("pretrain", photo_folder, tmp_path / "full", *ONE_EPOCH))
+
+
+class TestGuard:
+    """A loss that is not finite at the second step."""
+
+    @pytest.fixture
+    def faulty(self, monkeypatch):
+        """Multiplies the loss of the given training steps (counted from 1)."""
+
+        def faulty(factors: dict[int, float]) -> None:
+            calls, original = [0], MaskedPrediction.forward
+
+            def forward(model, images, mask) -> PretrainOutput:
+                output = original(model, images, mask)
+                if model.training:
+                    calls[0] += 1
+                    output.loss = output.loss * factors.get(calls[0], 1.0)
+                return output
+
+            monkeypatch.setattr(MaskedPrediction, "forward", forward)
+
+        return faulty
+
+    @pytest.mark.parametrize("period", ["1", "10"])
+    def test_stop_names_step_and_files(self, period, faulty, photo_folder, tmp_path, error_of):
+        faulty({2: float("nan")})
+        error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *ONE_EPOCH, "LOG_PERIOD", period))
+        assert "at step 1 " in error and "nan" in error and "TRAIN.NONFINITE" in error
+        assert len(re.findall(re.escape(f"{photo_folder}/train/"), error)) == 8
+        assert not list(tmp_path.glob("checkpoints/*")) and log_of(tmp_path, "end")[-1]["status"] == "failed"
+
+    @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+    @pytest.mark.parametrize("step", [1, 2])
+    def test_skip_goes_on(self, optimizer, step, faulty, photo_folder, tmp_path):
+        faulty({step: float("inf")})
+        overrides = ["TRAIN.NONFINITE", "skip", "SOLVER.OPTIMIZING_METHOD", optimizer, *ONE_EPOCH]
+        overrides += ["SOLVER.LR_POLICY", "constant", "TRAIN.EMA_DECAY", "0.9"]
+        assert main(tiny_config("pretrain", photo_folder, tmp_path, *overrides)) == 0
+        assert finite(last_state(tmp_path))
+        assert log_of(tmp_path, "step")[-1]["skipped_steps"] == 1
+        assert np.isfinite(log_of(tmp_path, "epoch")[-1]["train_loss"])
+
+    def test_a_skipped_step_changes_nothing(self, faulty, photo_folder, tmp_path):
+        """With a constant learning rate of 0 after it, weights are those of the steps before."""
+        overrides = ["TRAIN.NONFINITE", "skip", "SOLVER.WARMUP_EPOCHS", "0.0", *ONE_EPOCH, "TRAIN.CHECKPOINT_STEPS", "1"]
+        faulty({2: float("nan")})
+        assert main(tiny_config("pretrain", photo_folder, tmp_path, *overrides)) == 0
+        one, two = (torch.load(tmp_path / f"checkpoints/checkpoint_step_0000000{i}.pyth") for i in (1, 2))
+        assert_same(one, two)
+
+    def test_explosion(self, faulty, photo_folder, tmp_path, error_of):
+        faulty({3: 50.0})
+        overrides = ["TRAIN.KILL_LOSS_EXPLOSION_FACTOR", "3.0", "TRAIN.NONFINITE", "skip", *ONE_EPOCH]
+        error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *overrides))
+        assert "at step 2 " in error
+
+    def test_a_stop_on_request_saves_no_fault(self, faulty, photo_folder, tmp_path, error_of):
+        """The fault comes at the step the run is told to stop after, between two logging steps."""
+        faulty({2: float("nan")})
+        cfg = tiny_config("pretrain", photo_folder, tmp_path, *ONE_EPOCH, "LOG_PERIOD", "10", "TRAIN.STOP_STEP", "2")
+        assert "at step 1 " in error_of(cfg)
+        assert not list(tmp_path.glob("checkpoints/*"))
+
+    def test_learning_rate_beyond_reason(self, photo_folder, tmp_path, error_of):
+        overrides = ["SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_EPOCHS", "0.0", "SOLVER.CLIP_GRAD_L2NORM", "None"]
+        error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *overrides))
+        assert "SOLVER.BASE_LR" in error and f"{photo_folder}/train/" in error
+
+
+def test_stopped_at_the_end_of_an_epoch(photo_folder, tmp_path):
+    """The epoch is evaluated and logged before the run leaves, and not mixed into the next one's means."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    quiet = ["MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
+    assert main(tiny_config("pretrain", photo_folder, whole, *quiet)) == 0
+    for stop in (3, 6):
+        assert main(tiny_config("pretrain", photo_folder, run, *quiet, "TRAIN.STOP_STEP", stop)) == 0
+        assert len(log_of(run, "epoch")) == stop // 3
+    assert log_of(run, "end")[-1]["status"] == "finished"
+    for one, other in zip(log_of(whole, "epoch"), log_of(run, "epoch"), strict=True):
+        assert one["train_loss"] == other["train_loss"] and one["val_loss"] == other["val_loss"]
+    assert_same(last_state(whole), last_state(run))
+
+
+class TestProcesses:
+    """Runs of the command itself, where exit codes, signals and the end of its processes matter."""
+
+    LONG = [*SHRUNK, "SOLVER.MAX_EPOCH", "40", "MONITOR.PERIOD", "20", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
+
+    def start(self, data, output, *overrides) -> subprocess.Popen:
+        command = [sys.executable, TOOLS / "run_net.py", "--cfg", PRETRAIN, *self.LONG]
+        command += ["DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", output, *overrides]
+        return subprocess.Popen(
+            [str(word) for word in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+
+    def wait_for_steps(self, run: subprocess.Popen, output: Path, steps: int) -> None:
+        deadline = time.time() + 90
+        while time.time() < deadline and run.poll() is None:
+            if (output / "log.jsonl").exists() and len(log_of(output, "step")) >= steps:
+                return
+            time.sleep(0.02)
+        pytest.fail(f"no {steps} steps in time: {run.communicate(timeout=5)}")
+
+    @pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (1, 2)])
+    def test_sigterm_saves_and_the_rest_is_the_same(self, workers, processes, photo_folder, tmp_path):
+        """To the process alone; with workers, to the whole group; with two processes, to the one that started them."""
+        output = tmp_path / "run"
+        overrides = ["DATA_LOADER.NUM_WORKERS", workers, "NUM_GPUS", processes]
+        run = self.start(photo_folder, output, *overrides)
+        self.wait_for_steps(run, output, 5)
+        send = os.killpg if workers == 2 else os.kill
+        send(run.pid, signal.SIGTERM)
+        out, error = run.communicate(timeout=60)
+        assert run.returncode == 0 and error == "", error
+        assert "stopped and saved" in out
+        if processes > 1:
+            return
+        stopped = last_state(output)["step"]
+        assert 5 <= stopped < 120
+        limit = ["SOLVER.MAX_EPOCH", "40", "TRAIN.STOP_STEP", stopped + 2]
+        quiet = ["MONITOR.PERIOD", "20", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
+        assert main(tiny_config("pretrain", photo_folder, output, *limit, *quiet)) == 0
+        assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *limit, *quiet)) == 0
+        assert_same(last_state(tmp_path / "whole"), last_state(output))
+
+    def test_an_error_with_workers_alive_ends_at_once(self, photos, tmp_path):
+        """One line, code 2, and no process is left to wait for."""
+        for path in sorted((photos / "train").glob("*/*"))[:6]:
+            path.write_bytes(b"")
+        run = self.start(photos, tmp_path / "out", "DATA_LOADER.NUM_WORKERS", "2")
+        out, error = run.communicate(timeout=60)
+        assert run.returncode == 2
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        with pytest.raises(ProcessLookupError):
+            os.killpg(run.pid, 0)
+
+    def test_two_processes_speak_once(self, tmp_path):
+        run = self.start(tmp_path / "absent", tmp_path / "out", "NUM_GPUS", "2")
+        out, error = run.communicate(timeout=60)
+        assert run.returncode == 2
+        assert error.startswith("error: ") and error.count("\n") == 1 and "absent" in error, error
