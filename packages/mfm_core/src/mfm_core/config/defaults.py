@@ -296,7 +296,7 @@ NULLABLE: dict[str, type] = {
 CHOICES: dict[str, tuple] = {
     "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune"),
     "DEVICE": ("auto", "cpu", "cuda"),
-    "AUG.INTERPOLATION": ("bicubic", "bilinear", "nearest", "random"),
+    "AUG.INTERPOLATION": ("bicubic", "bilinear", "random"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),
     "MODEL.LOSS_FUNC": ("multi_mse", "cross_entropy", "soft_cross_entropy"),
     "MVIT.SIZE": ("", "Ti", "S", "B", "L", "H"),
