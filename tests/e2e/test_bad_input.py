@@ -108,7 +108,9 @@ class TestCommandLine:
         assert "= 7 epochs" in shown.out and "-> 0.5 in" in shown.out and not shown.err
 
     @pytest.mark.parametrize(
-        "path", sorted(p for p in CONFIGS.glob("**/*.yaml") if p.stem != "base"), ids=lambda p: f"{p.parent.name}/{p.stem}"
+        "path",
+        sorted(p for p in CONFIGS.glob("**/*.yaml") if p.stem != "base"),
+        ids=lambda p: f"{p.parent.name}/{p.stem}",
     )
     def test_dry_run_needs_no_data(self, path, capsys):
         assert run_net.main(["--cfg", str(path), "--dry-run", "DATA.PATH_TO_DATA_DIR", "/absent"]) == 0
@@ -156,6 +158,12 @@ class TestDataFolder:
             occupied.mkdir() if "." in name else occupied.write_text("")
             cfg = tiny_config("pretrain", photo_folder, output, *ONE_EPOCH, "LOG_PERIOD", "100")
             assert str(occupied) in error_of(cfg)
+
+
+    def test_a_full_disk_under_the_log(self, photo_folder, tmp_path, error_of):
+        (tmp_path / "log.jsonl").symlink_to("/dev/full")
+        error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *ONE_EPOCH))
+        assert "log.jsonl" in error and "No space left" in error
 
 
 class TestFiles:
@@ -255,6 +263,14 @@ class TestCheckpointKeys:
         error = error_of(tiny_config("finetune", photo_folder, tmp_path / "out", *test, ""))
         assert "TEST.CHECKPOINT_FILE_PATH" in error
 
+    def test_testing_repeats_the_last_evaluation(self, photo_folder, tmp_path):
+        """With the moving average, which is what training evaluates, from the newest checkpoint of the folder."""
+        overrides = ["TRAIN.EMA_DECAY", "0.5", "SOLVER.MAX_EPOCH", "1"]
+        assert main(tiny_config("finetune", photo_folder, tmp_path, *overrides)) == 0
+        assert main(tiny_config("finetune", photo_folder, tmp_path, *overrides, "TRAIN.ENABLE", "False")) == 0
+        trained, tested = log_of(tmp_path, "epoch")
+        assert all(trained[key] == tested[key] for key in ("top1", "top5", "val_loss", "images"))
+
     def test_continuing_the_run_of_another_folder(self, first, photo_folder, tmp_path):
         middle = first / "checkpoints" / "checkpoint_epoch_00001.pyth"
         overrides = ["TRAIN.CHECKPOINT_FILE_PATH", middle, "TRAIN.EMA_DECAY", "0.5", "MONITOR.PICTURE_PERIOD", "0"]
@@ -328,8 +344,8 @@ class TestGuard:
         assert np.isfinite(log_of(tmp_path, "epoch")[-1]["train_loss"])
 
     def test_a_skipped_step_changes_nothing(self, faulty, photo_folder, tmp_path):
-        """With a constant learning rate of 0 after it, weights are those of the steps before."""
-        overrides = ["TRAIN.NONFINITE", "skip", "SOLVER.WARMUP_EPOCHS", "0.0", *ONE_EPOCH, "TRAIN.CHECKPOINT_STEPS", "1"]
+        """The checkpoint after it equals the one before: weights, moments and step counts."""
+        overrides = ["TRAIN.NONFINITE", "skip", "TRAIN.CHECKPOINT_STEPS", "1", *ONE_EPOCH]
         faulty({2: float("nan")})
         assert main(tiny_config("pretrain", photo_folder, tmp_path, *overrides)) == 0
         one, two = (torch.load(tmp_path / f"checkpoints/checkpoint_step_0000000{i}.pyth") for i in (1, 2))
@@ -373,8 +389,8 @@ class TestProcesses:
 
     LONG = [*SHRUNK, "SOLVER.MAX_EPOCH", "40", "MONITOR.PERIOD", "20", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
 
-    def start(self, data, output, *overrides) -> subprocess.Popen:
-        command = [sys.executable, TOOLS / "run_net.py", "--cfg", PRETRAIN, *self.LONG]
+    def start(self, data, output, *overrides, python=(TOOLS / "run_net.py",)) -> subprocess.Popen:
+        command = [sys.executable, *python, "--cfg", PRETRAIN, *self.LONG]
         command += ["DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", output, *overrides]
         return subprocess.Popen(
             [str(word) for word in command],
@@ -423,6 +439,22 @@ class TestProcesses:
         out, error = run.communicate(timeout=60)
         assert run.returncode == 2
         assert error.startswith("error: ") and error.count("\n") == 1, error
+        with pytest.raises(ProcessLookupError):
+            os.killpg(run.pid, 0)
+
+    def test_a_bug_with_workers_alive_shows_its_traceback_and_ends(self, photo_folder, tmp_path):
+        code = (
+            "import runpy, sys\n"
+            "from mfm_core.engine.trainer import Trainer\n"
+            "def fail(*arguments): raise RuntimeError('a bug')\n"
+            "Trainer.log_step = fail\n"
+            f"sys.argv[0] = {str(TOOLS / 'run_net.py')!r}\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        run = self.start(photo_folder, tmp_path / "out", "DATA_LOADER.NUM_WORKERS", "2", python=("-c", code))
+        out, error = run.communicate(timeout=60)
+        assert run.returncode == 1 and error.startswith("Traceback") and "RuntimeError: a bug" in error
+        assert log_of(tmp_path / "out", "end")[-1]["message"] == "RuntimeError: a bug"
         with pytest.raises(ProcessLookupError):
             os.killpg(run.pid, 0)
 

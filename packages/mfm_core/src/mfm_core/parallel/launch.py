@@ -66,6 +66,11 @@ def launch(
     try:
         while not context.join():
             pass
+    except KeyboardInterrupt:  # the terminal has told the processes, too
+        for process in context.processes:
+            process.join(10.0)
+            process.kill()
+        return 130
     except mp.ProcessExitedException as error:
         if error.exit_code in (1, 2):
             return error.exit_code
