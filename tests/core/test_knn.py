@@ -106,7 +106,7 @@ def test_collect_orders_and_counts_once():
     expected = torch.cat([features_of(b.inputs) for b in batches([0, 1, 2, 3], 4)])
     assert torch.equal(features, expected) and features.dtype == torch.float32
     assert labels.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(UserError, match="can be read"):
         collect(features_of, [], "cpu")
 
 

@@ -34,15 +34,6 @@ ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD
 SHRUNK = [*TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small gain nothing from more, and lose much where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def photos(photo_folder, tmp_path):
     """A copy of the photos to spoil."""
