@@ -26,7 +26,7 @@ demo: setup
 	$(BIN)/python tools/make_demo_data.py --out data/demo
 	$(BIN)/python tools/run_net.py --cfg configs/demo/pretrain.yaml
 	$(BIN)/python tools/run_net.py --cfg configs/demo/finetune.yaml TRAIN.CHECKPOINT_FILE_PATH runs/demo/pretrain/checkpoints/checkpoint_epoch_00020.pyth
-	$(BIN)/python tools/run_net.py --cfg configs/demo/finetune.yaml OUTPUT_DIR runs/demo/scratch
+	$(BIN)/python tools/run_net.py --cfg configs/demo/finetune.yaml OUTPUT_DIR runs/demo/scratch SOLVER.LAYER_DECAY 1.0
 	$(BIN)/python tools/report.py runs/demo/pretrain runs/demo/finetune runs/demo/scratch --out runs/demo/report.html
 	@echo "Open runs/demo/report.html"
 

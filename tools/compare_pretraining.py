@@ -68,7 +68,12 @@ def main() -> None:
     ]
     for fraction in options.fractions:
         few = ["SOLVER.MAX_EPOCH", str(options.few_epochs)] if fraction < 0.5 else []
-        for name, start in (("scratch", []), ("finetune", ["TRAIN.CHECKPOINT_FILE_PATH", str(weights)])):
+        # Layer decay spares pre-trained layers; random ones have nothing to spare.
+        starts = {
+            "scratch": ["SOLVER.LAYER_DECAY", "1.0"],
+            "finetune": ["TRAIN.CHECKPOINT_FILE_PATH", str(weights)],
+        }
+        for name, start in starts.items():
             tops = []
             for seed in options.seeds:
                 output = options.out / f"{name}_{fraction:g}_seed{seed}"

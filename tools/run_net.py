@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import NoReturn
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
         if options.dry_run:
             print("\n".join(entry.dry_run(cfg)))
             return 0
-        processes = local_processes(cfg.NUM_GPUS, cfg.DEVICE)
+        processes = 1 if "RANK" in os.environ else local_processes(cfg.NUM_GPUS, cfg.DEVICE)  # torchrun has counted
         return launch(entry.main, (cfg,), processes, cfg.NUM_SHARDS, options.shard_id, options.init_method)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,6 @@ import torch.multiprocessing as mp
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
-from mfm_core.monitor.meters import Means
 from mfm_core.probe import knn
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import knn_accuracy, knn_predict
@@ -117,17 +116,14 @@ def _rank(rank, folder):
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = [collect(features_of, batches(shares[rank], 2), "cpu") for shares in SHARES]
-    means = Means()
-    means.update({"loss": torch.tensor(1.0 + rank)}, weight=1 + 2 * rank)
-    torch.save((found, means.read(across_ranks=True)), f"{folder}/{rank}.pt")
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_uneven_ranks_give_what_one_process_gives(tmp_path):
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     for rank in range(2):
-        found, means = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for shares, (features, labels) in zip(SHARES, found):
             one = collect(features_of, batches(sorted(set(shares[0] + shares[1])), 3), "cpu")
             assert torch.equal(features, one[0]) and torch.equal(labels, one[1])
-        assert means == {"loss": (1.0 + 3 * 2.0) / 4}

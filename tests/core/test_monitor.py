@@ -10,7 +10,7 @@ import torch
 from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.monitor.features import feature_health, rank_me
-from mfm_core.monitor.meters import Mean, Means, Throughput, peak_memory_gb
+from mfm_core.monitor.meters import Throughput, peak_memory_gb
 from mfm_core.monitor.writers import JsonLines, TensorBoard, duration, progress_line
 
 
@@ -96,20 +96,6 @@ def test_progress_line():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
-
-
-def test_mean_is_weighted_and_reads_late():
-    mean = Mean()
-    assert math.isnan(mean.read())
-    mean.update(torch.tensor(1.0), 3)
-    mean.update(5.0, torch.tensor(1.0))
-    assert mean.read() == 2.0
-    means = Means()
-    means.update({"loss": torch.tensor(2.0), "metric": 4.0}, weight=2)
-    means.update({"loss": torch.tensor(5.0)}, weight=1)
-    assert means.read() == {"loss": 3.0, "metric": 4.0}
-    means.reset()
-    assert means.read() == {}
 
 
 class Clock:

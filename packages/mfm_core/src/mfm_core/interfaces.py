@@ -86,14 +86,13 @@ class PretrainOutput:
     """What every pre-training method returns.
 
     loss: scalar, the mean over what the loss counts. prediction and target: (B, L, D), tokens row-major over the
-    grid. mask: (B, L) bool, True = hidden. metrics: scalars to log, detached.
+    grid. mask: (B, L) bool, True = hidden.
     """
 
     loss: Tensor
     prediction: Tensor
     target: Tensor
     mask: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Backbone(Protocol):
@@ -102,6 +101,20 @@ class Backbone(Protocol):
     grid: Grid
     patch_stride: tuple[int, ...]
     embed_dim: int
+    depth: int
+    num_prefix_tokens: int
+    """Tokens before the patches': 1 with a class token, else 0."""
+    num_layers: int
+    """The layer of a head, for layer decay."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Frozen-feature read-out, (B, D) float32."""
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter, for layer decay."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay may spare."""
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, *size) to patch tokens (B, L, D) without positions or class token."""
@@ -132,6 +145,17 @@ class Task(Protocol):
     """What the training loop trains: a model with a loss. Pre-training, fine-tuning and probing differ only here."""
 
     model: nn.Module
+    train_set: Any
+    """`train_set[SampleKey]` gives a `Sample`."""
+    files: int
+    """Training files."""
+    summary_input: tuple[Tensor, ...]
+    """Meta tensors for one input of the model's forward pass."""
+    warnings: list[str]
+    """What the user should know before the run starts."""
+
+    def eval_loaders(self) -> list[Any]:
+        """The loaders that `evaluate` reads, whose unreadable files are listed."""
 
     def prepare(self, batch: Batch) -> Batch:
         """Mixes or changes a micro-batch on the device, drawing from the global generators (Mixup)."""

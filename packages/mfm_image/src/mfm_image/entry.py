@@ -12,7 +12,6 @@ from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.run import run
-from mfm_core.parallel.launch import local_processes
 from mfm_core.parallel.world import World, choose_device
 from mfm_image.data.build import data_root, eval_transform, masks_from_cfg, train_transform
 from mfm_image.data.doctor import check_folder
@@ -36,7 +35,7 @@ def _build_task(cfg: CfgNode, world: World, precision: str) -> PretrainTask | Fi
 def dry_run(cfg: CfgNode) -> list[str]:
     """The lines of `--dry-run`; where the data folder is missing, ImageNet-1k's number of files is assumed."""
     warnings = validate(cfg)
-    world_size = local_processes(cfg.NUM_GPUS, cfg.DEVICE) * cfg.NUM_SHARDS
+    world_size = max(1, cfg.NUM_GPUS) * cfg.NUM_SHARDS
     folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
     if cfg.DATA.PATH_TO_DATA_DIR and folder.is_dir():
         fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) == "finetune" else 1.0

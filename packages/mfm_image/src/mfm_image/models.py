@@ -6,7 +6,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from mfm_core.config import task_of
+from mfm_core.config import method_of, task_of
 from mfm_core.corruption.tokens import MaskToken
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
@@ -25,16 +25,18 @@ METHODS = Registry("pre-training method", key="MASK")
 def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
     """MaskFeat: HOG of the hidden patches (Wei et al. 2022)."""
     backbone = vit_from_cfg(cfg)
-    for depth in cfg.MASK.PRETRAIN_DEPTH:
-        if not 0 <= depth < backbone.depth:
-            raise UserError(
-                f"MASK.PRETRAIN_DEPTH {list(cfg.MASK.PRETRAIN_DEPTH)} names block {depth}, but the encoder's blocks "
-                f"are 0 to {backbone.depth - 1}."
-            )
-    if backbone.patch_stride[0] % cfg.HOG.CELL or tuple(cfg.MVIT.PATCH_KERNEL) != backbone.patch_stride:
+    depths = list(cfg.MASK.PRETRAIN_DEPTH)
+    if depths != sorted(set(depths)) or depths[0] < 0 or depths[-1] != backbone.depth - 1:
         raise UserError(
-            f"HOG.CELL {cfg.HOG.CELL} must divide the patch, and MVIT.PATCH_KERNEL {list(cfg.MVIT.PATCH_KERNEL)} equal "
-            f"MVIT.PATCH_STRIDE {list(backbone.patch_stride)}, so that each token has cells of its own."
+            f"MASK.PRETRAIN_DEPTH is {depths}; it lists blocks in rising order and ends with the encoder's last, "
+            f"{backbone.depth - 1}, for what lies behind would learn nothing."
+        )
+    patch = backbone.patch_stride
+    if patch[0] % cfg.HOG.CELL or tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING):
+        raise UserError(
+            f"MaskFeat needs patches that do not overlap, with whole HOG cells: MVIT.PATCH_KERNEL "
+            f"{list(cfg.MVIT.PATCH_KERNEL)} must equal MVIT.PATCH_STRIDE {list(patch)}, MVIT.PATCH_PADDING be 0, and "
+            f"HOG.CELL {cfg.HOG.CELL} divide the patch."
         )
     target = HOGTarget(
         backbone.patch_stride, bins=cfg.HOG.BINS, cell=cfg.HOG.CELL, gaussian_window=cfg.HOG.GAUSSIAN_WINDOW
@@ -65,7 +67,7 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
 
 def build_model(cfg: CfgNode) -> EncoderModel:
     """The model that the configuration's task trains, on the current default device."""
-    return METHODS.get("maskfeat")(cfg) if task_of(cfg) == "pretrain" else classifier_from_cfg(cfg)
+    return METHODS.get(method_of(cfg))(cfg) if task_of(cfg) == "pretrain" else classifier_from_cfg(cfg)
 
 
 def example_input(cfg: CfgNode, grid: Grid) -> tuple[Tensor, ...]:

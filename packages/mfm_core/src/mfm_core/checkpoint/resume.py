@@ -35,6 +35,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: nn.Module | None
+    guard: Any
+    """Offers `state_dict` and `load_state_dict`."""
     step: int = 0
     meters: dict[str, torch.Tensor] = field(default_factory=dict)
     """Sums of the running epoch, for its log line; scalars on the training device."""
@@ -53,6 +55,8 @@ def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
 
 def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode) -> Path:
     """Writes checkpoint_epoch_EEEEE.pyth after an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
+    for torn in folder.glob(".checkpoint_*.tmp"):  # of a save that was killed
+        torn.unlink(missing_ok=True)
     epoch, inside = divmod(state.step, plan.steps_per_epoch)
     path = folder / (f"checkpoint_step_{state.step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
     save_atomic(
@@ -65,6 +69,7 @@ def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode
             "optimizer_state": state.optimizer.state_dict(),
             "scaler_state": state.scaler.state_dict(),
             "ema_state": state.average.state_dict() if state.average is not None else None,
+            "guard_state": state.guard.state_dict(),
             "meters": state.meters,
             "cfg": cfg.dump(),
         },
@@ -123,13 +128,23 @@ def restore(
             raise UserError(f"{path} is of another run ({what}: {there} there, {here} here); {remedy}.")
     try:
         state.model.load_state_dict(content["model_state"], strict=True)
-        if state.average is not None and content["ema_state"] is not None:
-            state.average.load_state_dict(content["ema_state"], strict=True)
-        state.optimizer.load_state_dict(content["optimizer_state"])
+        if state.average is not None:
+            state.average.load_state_dict(content["ema_state"] or content["model_state"], strict=True)
+        _load_moments(state.optimizer, content["optimizer_state"])
     except (RuntimeError, ValueError, KeyError) as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is of another model or optimizer ({line}); {remedy}.") from None
-    state.scaler.load_state_dict(content["scaler_state"])
+    if content["scaler_state"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(content["scaler_state"])
+    state.guard.load_state_dict(content["guard_state"])
     state.step = content["step"]
     for name, value in content["meters"].items():
         state.meters[name].copy_(value)
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """The optimizer's state from a checkpoint, its options (weight decay, betas, …) from the configuration."""
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, fresh in zip(optimizer.param_groups, options):
+        group.update(fresh)

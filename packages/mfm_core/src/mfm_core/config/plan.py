@@ -63,6 +63,11 @@ def task_of(cfg: CfgNode) -> str:
     return "pretrain" if cfg.MODEL.MODEL_NAME == "MaskMViT" else "finetune"
 
 
+def method_of(cfg: CfgNode) -> str:
+    """The pre-training method that the MASK keys describe."""
+    return "mae" if cfg.MASK.MAE_ON else "maskfeat"
+
+
 def modality_of(cfg: CfgNode) -> str:
     """image or video, by the data set that the run reads."""
     dataset = cfg.TRAIN.DATASET if cfg.TRAIN.ENABLE else cfg.TEST.DATASET
@@ -88,7 +93,7 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
     shards = num_shards or cfg.NUM_SHARDS
     batch_size = cfg.TRAIN.BATCH_SIZE * shards
     pieces = world_size * cfg.TRAIN.ACCUM_STEPS
-    if batch_size % pieces:
+    if cfg.TRAIN.ENABLE and batch_size % pieces:
         raise UserError(
             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} (times {shards} machines) cannot be divided over {world_size} "
             f"processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; choose a multiple of {pieces // shards or 1}."

@@ -193,6 +193,11 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield "MVIT.DIM_MUL, HEAD_MUL and POOL_Q_STRIDE make a multiscale model; on images the backbone is a plain ViT."
     if image and (cfg.MVIT.REL_POS_SPATIAL or cfg.MVIT.SEP_POS_EMBED):
         yield "MVIT.REL_POS_SPATIAL and SEP_POS_EMBED belong to the multiscale model; the ViT has one position table."
+    if image and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
+        yield (
+            f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
+            "a ViT's positions belong to one size."
+        )
     if cfg.MVIT.NORM != "layernorm":
         yield f"MVIT.NORM is '{cfg.MVIT.NORM}'; it can be layernorm."
     if cfg.MVIT.SIZE and any(cfg.MVIT[k] != get_cfg().MVIT[k] for k in ("EMBED_DIM", "DEPTH", "NUM_HEADS")):
@@ -223,6 +228,8 @@ def _refuse_method(cfg: CfgNode) -> Iterator[str]:
         yield "MODEL.LOSS_FUNC multi_mse is for pre-training; take cross_entropy or soft_cross_entropy."
     if not pretrain and cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy":
         yield "MIXUP.ENABLE makes soft labels and needs MODEL.LOSS_FUNC soft_cross_entropy."
+    if not pretrain and cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
+        yield "MIXUP.ENABLE is on, but MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are 0; give one of them, or switch it off."
 
 
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mfm_core.errors import UserError
-from mfm_core.interfaces import Batch, Sample, SampleKey
+from mfm_core.interfaces import BadFile, Batch, Sample, SampleKey
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -44,6 +44,8 @@ class Loader:
         self.dataset = dataset
         self.batch_sampler = loader.batch_sampler
         self.num_workers = num_workers
+        self.bad: dict[str, BadFile] = {}
+        """Unreadable files met so far, by path."""
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -64,6 +66,7 @@ class Loader:
                     raise batch
                 finally:
                     del batch  # it and its traceback would hold each other, and the workers wait for the collector
+            self.bad.update((file.path, file) for file in batch.bad)
             yield batch
 
 

@@ -6,6 +6,8 @@ Nothing here waits for the device: faults are noted in tensors and read on loggi
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,28 +38,43 @@ class StepGuard:
         loss: of the whole step, over all ranks. index: the files of this process's batch, on the CPU.
         """
         self._batches.append((step, index))
-        nonfinite = ~torch.isfinite(loss) if self.tolerate_inf else ~torch.isfinite(grad_norm + loss)
+        bad_loss = ~torch.isfinite(loss)
+        nonfinite = bad_loss | ~torch.isfinite(grad_norm)
         exploded = torch.zeros_like(nonfinite)
         if self.explosion_factor > 0:
             exploded = loss > self.explosion_factor * self._running
             self._running = torch.where(self._running.isnan(), loss, torch.lerp(self._running, loss, 0.02))
         fault = nonfinite | exploded
         self.skipped += fault
-        stops = fault if self.on_nonfinite == "stop" else exploded
+        stops = exploded
+        if self.on_nonfinite == "stop":
+            stops = exploded | (bad_loss if self.tolerate_inf else nonfinite)
         first = stops & (self._stop_step < 0)
         self._stop_step = torch.where(first, step, self._stop_step)
         self._stop_loss = torch.where(first, loss, self._stop_loss)
         return fault.float()
 
-    def check(self, file_name) -> None:
-        """Raises UserError where a step since the last call must stop the run; `file_name` maps an index to a path."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run must know to judge the same way."""
+        return {"running": self._running, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self._running.copy_(state["running"])
+        self.skipped.copy_(state["skipped"])
+
+    def check(self, file_name: Callable[[int], str], gather: Callable[[Any], list[Any]]) -> None:
+        """Raises UserError where a step since the last call must stop the run.
+
+        file_name maps an index to a path; gather returns what each rank passes in. All ranks call.
+        """
         step = int(self._stop_step)
         if step < 0:
             return
         files = next((index.tolist() for s, index in self._batches if s == step), [])
-        names = ", ".join(file_name(i) for i in dict.fromkeys(files[:8]))
+        names = ", ".join(name for part in gather([file_name(i) for i in dict.fromkeys(files[:8])]) for name in part)
         raise UserError(
             f"Training stopped: at step {step} the loss was {float(self._stop_loss):.4g} or its gradient was not "
             f"finite. That step did not reach the weights. Lower SOLVER.BASE_LR, set SOLVER.CLIP_GRAD_L2NORM, or set "
-            f"TRAIN.NONFINITE skip. The batch began with: {names}"
+            f"TRAIN.NONFINITE skip. The ranks' batches began with: {names}"
         )

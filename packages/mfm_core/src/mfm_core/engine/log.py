@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -46,7 +48,7 @@ def setup_logging(folder: Path | None) -> None:
 def prepare_folder(path: str) -> Path:
     """Makes `OUTPUT_DIR` and proves that it can be written; raises UserError otherwise."""
     folder = Path(path)
-    probe = folder / f".writable.{os.getpid()}"
+    probe = folder / f".writable.{socket.gethostname()}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
@@ -63,7 +65,10 @@ class RunLog:
         self.folder = folder
         self.start_time = time.time()
         self._bad: set[str] = set()
+        self.last_epoch = -1
+        """The epoch of the last epoch line that an earlier start has left, or -1."""
         if folder is not None:
+            self.last_epoch = _last_epoch(folder / "log.jsonl")
             self._lines = JsonLines(folder / "log.jsonl")
             self._board = TensorBoard(folder / "tensorboard", purge_step=first_step + 1)
 
@@ -136,3 +141,11 @@ class RunLog:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _last_epoch(path: Path) -> int:
+    if not path.is_file():
+        return -1
+    lines = [line for line in path.read_text().splitlines() if '"epoch"' in line and line.endswith("}")]
+    epochs = [line["epoch"] for line in map(json.loads, lines) if line["kind"] == "epoch"]
+    return epochs[-1] if epochs else -1

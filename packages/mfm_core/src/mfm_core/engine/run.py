@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state
-from mfm_core.checkpoint.resume import TrainState, is_training_state, restore, resume_latest
+from mfm_core.checkpoint.resume import TrainState, is_training_state, list_checkpoints, restore, resume_latest
 from mfm_core.config import RunPlan, plan_run, validate
 from mfm_core.data.loader import build_loader
 from mfm_core.data.sampler import TrainSampler
@@ -32,7 +32,7 @@ from mfm_core.parallel.world import World, join_world, leave_world
 
 logger = logging.getLogger(__name__)
 TaskBuilder = Callable[[CfgNode, World, str], object]
-"""(configuration, world, precision) to a `Task` that also has `files`, `train_set` and `summary_input`."""
+"""(configuration, world, precision) to a `Task`."""
 
 
 def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
@@ -46,7 +46,7 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
         task = build_task(cfg, world, precision)
-        plan = plan_run(cfg, task.files, world.size, world.num_shards if world.size > 1 else None)
+        plan = plan_run(cfg, task.files, world.size, world.num_shards)
         if not cfg.TRAIN.ENABLE:
             return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
         trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
@@ -78,29 +78,37 @@ def build_trainer(
     strategy = build_strategy(cfg.DIST.STRATEGY, world)
     model = task.model.to(world.device)
     average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None
+    guard = StepGuard(
+        world.device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, precision == "fp16", cfg.LOG_PERIOD
+    )
     state = TrainState(
         model=model,
         optimizer=build_optimizer(model, cfg),
         scaler=torch.amp.GradScaler(world.device.type, enabled=precision == "fp16"),
         average=average.module if average is not None else None,
+        guard=guard,
         meters={
             name: torch.zeros((), dtype=torch.float64, device=world.device) for name in ("loss", "steps", "clipped")
         },
     )
     notes = _restore(cfg, state, plan, folder)
+    steps = set(world.gather(state.step))
+    if len(steps) > 1:
+        raise UserError(
+            f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
+            "one folder that all machines share."
+        )
     log = RunLog(folder if world.is_main else None, first_step=state.step)
     _log_start(cfg, task, plan, world, log, precision, warnings, notes)
     sampler = TrainSampler(plan.files, plan.batch_per_rank, world.rank, world.size, cfg.RNG_SEED)
-    guard = StepGuard(
-        world.device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, precision == "fp16", cfg.LOG_PERIOD
-    )
+    pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
     stepped = torch.compile(model) if cfg.TRAIN.COMPILE else model
     return Trainer(
         task=task,
         model=strategy.wrap(stepped),
         state=state,
         average=average,
-        loader=build_loader(task.train_set, sampler, cfg.DATA_LOADER.NUM_WORKERS, cfg.DATA_LOADER.PIN_MEMORY),
+        loader=build_loader(task.train_set, sampler, cfg.DATA_LOADER.NUM_WORKERS, pin_memory),
         plan=plan,
         settings=Settings.from_cfg(cfg, precision),
         strategy=strategy,
@@ -135,25 +143,25 @@ def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> li
 def _log_start(
     cfg: CfgNode, task, plan: RunPlan, world: World, log: RunLog, precision: str, warnings: list[str], notes: list[str]
 ) -> None:
-    parameters = sum(p.numel() for p in task.model.parameters())
-    if world.is_main:
-        if cfg.LOG_MODEL_INFO:
-            for line in describe_run(task.model, task.summary_input, plan, precision).lines():
-                logger.info("%s", line)
-        where = f"{world.size} process(es) on {world.device.type}"
-        logger.info("%s, %s, %d training files, output in %s", where, precision, plan.files, log.folder)
-        if cfg.NUM_GPUS > 1 and world.size == 1:
-            note = f"NUM_GPUS {cfg.NUM_GPUS}: one process runs, for there is no GPU (or torchrun says so)."
-            warnings = [*warnings, note]
-        for note in notes:
-            logger.info("%s", note)
+    if not world.is_main:
+        return
+    if cfg.LOG_MODEL_INFO:
+        for line in describe_run(task.model, task.summary_input, plan, precision).lines():
+            logger.info("%s", line)
+    where = f"{world.size} process(es) on {world.device.type}"
+    logger.info("%s, %s, %d training files, output in %s", where, precision, plan.files, log.folder)
+    if cfg.NUM_GPUS > 1 and world.size == 1:
+        note = f"NUM_GPUS {cfg.NUM_GPUS}: one process runs, for there is no GPU (or torchrun says so)."
+        warnings = [*warnings, note]
+    for note in notes:
+        logger.info("%s", note)
     log.run(
         name=Path(cfg.OUTPUT_DIR).resolve().name,
         config=_plain(cfg),
         environment={**describe(), "precision": precision, "processes": world.size, "device": str(world.device)},
         plan={
             "task": plan.task,
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in task.model.parameters()),
             "epochs": plan.epochs,
             "steps_per_epoch": plan.steps_per_epoch,
             "batch_size": plan.batch_size,
@@ -161,7 +169,7 @@ def _log_start(
             "lr": plan.schedule.base,
         },
     )
-    for message in warnings:
+    for message in [*warnings, *task.warnings]:
         log.warn(message)
 
 
@@ -173,20 +181,20 @@ def _evaluate_only(
         raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
     path = cfg.TEST.CHECKPOINT_FILE_PATH
     if not path:
-        newest = sorted((folder / "checkpoints").glob("checkpoint_epoch_*.pyth"))
+        newest = list_checkpoints(folder / "checkpoints", plan)
         if not newest:
             raise UserError(
                 "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
             )
-        path = str(newest[-1])
+        path = str(newest[0])
     report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
     if report.missing or report.other_shape:
         lacking = ", ".join(report.missing + report.other_shape)
         raise UserError(f"{path} lacks {lacking}; it cannot be tested by this config.")
-    log = RunLog(folder if world.is_main else None)
+    log = RunLog(folder if world.is_main else None, first_step=plan.total_steps)
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()])
     values = task.evaluate(task.model.to(world.device).eval(), plan.epochs, last=True)
-    log.epoch(plan.epochs, 0, values)
+    log.epoch(plan.epochs, plan.total_steps, values)
     log.end("finished")
     return 0
 

@@ -88,43 +88,43 @@ class Trainer:
         self.world, self.guard, self.log, self.folder, self.cfg = world, guard, log, folder, cfg
         self.autocast = autocast_factory(settings.precision, world.device)
         self.throughput = Throughput()
-        self.bad: dict[str, BadFile] = {}
         self.stop_requested = False
 
     def train(self) -> bool:
         """Runs to the end; False where it was told to stop before and has saved."""
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            self._evaluate_before()
+            self._log_missing_epoch()
             while self.state.step < self.plan.total_steps:
-                stop = self.train_epoch()
-                if self.state.step % self.plan.steps_per_epoch == 0:
-                    self.end_epoch()
-                if stop and self.state.step < self.plan.total_steps:
-                    logger.info("told to stop: saving after step %d", self.state.step)
+                stop = self._should_stop() or self.train_epoch()
+                if self.state.step % self.plan.steps_per_epoch == 0 and self.state.step:
+                    self.end_epoch(stop)
+                elif stop:
                     self.check()
                     self.save(required=True)
+                if stop and self.state.step < self.plan.total_steps:
                     return False
             return True
         finally:
             signal.signal(signal.SIGTERM, previous)
 
-    def _evaluate_before(self) -> None:
-        """What is known of the untrained model, as epoch 0."""
-        if self.state.step == 0:
-            values = self.task.evaluate(self.evaluated(), 0, last=False)
-            if values:
-                self.log.epoch(0, 0, values)
+    def _log_missing_epoch(self) -> None:
+        """Evaluates the untrained model, as epoch 0; or the epoch that was saved before a kill, and not evaluated."""
+        epoch, inside = divmod(self.state.step, self.plan.steps_per_epoch)
+        if inside == 0 and self.world.from_main(self.log.last_epoch) != epoch:
+            self.log_epoch()
 
     def train_epoch(self) -> bool:
         """The rest of the epoch that `state.step` is in, or until the run shall stop; whether it shall."""
         epoch, done = divmod(self.state.step, self.plan.steps_per_epoch)
+        if done == 0:
+            for meter in self.state.meters.values():
+                meter.zero_()
         self.loader.batch_sampler.set_position(epoch, done)
         self.model.train()
         for batch in self.loader:
             loss, grad_norm = self.train_step(batch)
             self.throughput.step(self.plan.batch_size * self.plan.views)
-            self.bad.update((file.path, file) for file in batch.bad)
             if self.state.step % self.settings.log_period == 0:
                 self.log_step(loss, grad_norm)
             if self._should_stop():
@@ -132,6 +132,7 @@ class Trainer:
             steps = self.settings.checkpoint_steps
             if steps and self.state.step % steps == 0 and self.state.step % self.plan.steps_per_epoch:
                 with self.throughput.paused():
+                    self.check()
                     self.save()
         return False
 
@@ -163,15 +164,14 @@ class Trainer:
         return loss, grad_norm
 
     def _optimizer_step(self, fault: Tensor) -> None:
-        """Fused optimizers read `found_inf` (as the fp16 scaler sets it) and leave weights and moments alone at 1."""
-        optimizer, scaler = self.state.optimizer, self.state.scaler
-        if scaler.is_enabled():
-            scaler.step(optimizer)
-            scaler.update()
-        else:
-            optimizer.found_inf = fault
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        """Fused optimizers read `found_inf`, and leave weights and moments alone where it is 1.
+
+        It is what torch's fp16 scaler would set; that one has seen the gradients in `unscale_` and adapts its scale.
+        """
+        self.state.optimizer.found_inf = fault
+        self.state.optimizer.step()
+        self.state.scaler.update()
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def _count(self, loss: Tensor, grad_norm: Tensor, fault: Tensor) -> None:
         meters, clip = self.state.meters, self.settings.clip_norm
@@ -192,7 +192,7 @@ class Trainer:
             "grad_norm": float(grad_norm),
             "images_per_s": self.throughput.images_per_s,
             "memory_gb": peak_memory_gb(self.world.device),
-            "eta_s": self.throughput.eta_s(self.plan.total_steps - step),
+            "eta_s": self.throughput.eta_s(self.plan.total_steps - step, self.plan.epochs - epoch),
             "skipped_steps": int(self.guard.skipped),
         }
         counters = {
@@ -203,22 +203,31 @@ class Trainer:
         }
         self.log.step(step, counters, values)
 
-    def end_epoch(self) -> None:
-        """Evaluates, logs the epoch and saves, in this order: a kill in between repeats work and loses nothing."""
-        self.check()
+    def end_epoch(self, stop: bool) -> None:
+        """Saves where that is due, then evaluates: what a kill in between leaves out, the next start makes up for."""
+        epoch = self.state.step // self.plan.steps_per_epoch
+        required = stop or epoch == self.plan.epochs
+        due = required or epoch % self.settings.checkpoint_period == 0
+        with self.throughput.paused():
+            self.check()
+            if due:
+                self.save(required)
+            self.log_epoch()
+            if due:
+                self.log.report()
+
+    def log_epoch(self) -> None:
+        """Evaluates, and logs the epoch that has just ended (0: before training)."""
         epoch = self.state.step // self.plan.steps_per_epoch
         last = epoch == self.plan.epochs
         start = time.time()
-        with self.throughput.paused():
-            values = {**self._epoch_means(), "images_per_s": self.throughput.images_per_s}
-            values |= self.task.evaluate(self.evaluated(), epoch, last)
-            for name, image, caption in self.task.pictures(self.evaluated(), epoch, last):
-                self.log.picture(name, image, caption, epoch, self.state.step)
-            values["evaluation_s"] = time.time() - start
-            self.log.epoch(epoch, self.state.step, values)
-            if last or epoch % self.settings.checkpoint_period == 0:
-                self.save(required=last)
-                self.log.report()
+        values = self._epoch_means()
+        values |= self.task.evaluate(self.evaluated(), epoch, last)
+        for name, image, caption in self.task.pictures(self.evaluated(), epoch, last):
+            self.log.picture(name, image, caption, epoch, self.state.step)
+        self._log_bad_files([file for loader in self.task.eval_loaders() for file in loader.bad.values()])
+        if values:
+            self.log.epoch(epoch, self.state.step, {**values, "evaluation_s": time.time() - start})
 
     def evaluated(self) -> torch.nn.Module:
         """The model that evaluation looks at: the average where there is one, in evaluation mode."""
@@ -239,26 +248,31 @@ class Trainer:
 
     def _epoch_means(self) -> dict[str, float]:
         meters = self.state.meters
-        steps = max(1.0, float(meters["steps"]))
+        steps = float(meters["steps"])
+        if steps == 0:
+            return {}
         means = {"train_loss": float(meters["loss"]) / steps}
         if self.settings.clip_norm is not None:
             means["clipped_share"] = float(meters["clipped"]) / steps
-        for meter in meters.values():
-            meter.zero_()
-        return means
+        return {**means, "images_per_s": self.throughput.images_per_s}
 
     def check(self) -> None:
         """Lists unreadable files of all ranks; raises UserError for too many of them and for a step that must stop."""
-        self.guard.check(self.task.file_name)
-        met = {file.path: file for files in self.world.gather(list(self.bad.values())) for file in files}
-        self.log.bad_files(list(met.values()), self.state.step // self.plan.steps_per_epoch)
+        self.guard.check(self.task.file_name, self.world.gather)
+        met = self._log_bad_files(list(self.loader.bad.values()))
         if len(met) > self.settings.max_bad_share * self.plan.files:
-            worst = next(iter(met.values()))
+            worst = met[0]
             raise UserError(
                 f"{len(met)} of {self.plan.files} training files cannot be read, more than DATA.MAX_BAD_SHARE "
                 f"{self.settings.max_bad_share:g} allows; the first is {worst.path} ({worst.reason}). "
                 "List them all with `run_net.py doctor`."
             )
+
+    def _log_bad_files(self, own: list[BadFile]) -> list[BadFile]:
+        """Lists the unreadable files of all ranks, and returns them, each once."""
+        met = {file.path: file for files in self.world.gather(own) for file in files}
+        self.log.bad_files(list(met.values()), self.state.step // self.plan.steps_per_epoch)
+        return list(met.values())
 
     def _should_stop(self) -> bool:
         if self.settings.stop_step and self.state.step >= self.settings.stop_step:

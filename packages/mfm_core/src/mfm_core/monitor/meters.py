@@ -1,70 +1,13 @@
-"""What the loop measures as it goes: means that stay on the device, speed and time left, peak memory."""
+"""What the loop measures as it goes: speed, time left, peak memory."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
-
-
-class Mean:
-    """A weighted mean whose sums stay on the device of its values; only `read` waits for the device."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._total: Tensor | float = 0.0
-        self._weight: Tensor | float = 0.0
-
-    def update(self, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
-        """Adds a scalar that is itself a mean over `weight` terms (images, masked tokens)."""
-        self._total = self._total + _double(value) * _double(weight)
-        self._weight = self._weight + _double(weight)
-
-    def read(self) -> float:
-        """The mean so far on this process; NaN where nothing was added."""
-        total, weight = float(self._total), float(self._weight)
-        return total / weight if weight else float("nan")
-
-    def sums(self) -> tuple[Tensor | float, Tensor | float]:
-        """(weighted total, weight), not yet read from the device."""
-        return self._total, self._weight
-
-
-class Means:
-    """Named means: `update` with the scalars of a step, `read` them all with one wait for the device."""
-
-    def __init__(self) -> None:
-        self._means: dict[str, Mean] = {}
-
-    def update(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
-        """Adds one scalar per name, each a mean over `weight` terms."""
-        for name, value in values.items():
-            self._means.setdefault(name, Mean()).update(value, weight)
-
-    def read(self, device: torch.device | str = "cpu", across_ranks: bool = False) -> dict[str, float]:
-        """The means by name, in the order they first came.
-
-        `across_ranks`: over all processes of the default group; then every rank must call with the same names, and
-        `device` must suit the group's backend. The result is the same on every rank.
-        """
-        if not self._means:
-            return {}
-        parts = [part for mean in self._means.values() for part in mean.sums()]
-        sums = torch.stack([torch.as_tensor(part, dtype=torch.float64).to(device) for part in parts])
-        if across_ranks and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        pairs = sums.view(-1, 2).tolist()
-        return {name: total / weight if weight else float("nan") for name, (total, weight) in zip(self._means, pairs)}
-
-    def reset(self) -> None:
-        self._means.clear()
 
 
 class Throughput:
@@ -129,8 +72,3 @@ def peak_memory_gb(device: torch.device | str) -> float:
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1024**3
-
-
-def _double(value: Tensor | float) -> Tensor | float:
-    """Sums over a long epoch are kept in float64."""
-    return value.detach().double() if isinstance(value, Tensor) else float(value)

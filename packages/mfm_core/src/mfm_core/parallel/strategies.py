@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,16 +64,3 @@ def build_strategy(name: str, world: World) -> Single:
     if name == "auto":
         name = "ddp" if world.size > 1 else "single"
     return STRATEGIES.get(name)(world)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model below DDP and torch.compile, whose parameter names are those of checkpoints."""
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    return getattr(model, "_orig_mod", model)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has computed what it was given; for timing only."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

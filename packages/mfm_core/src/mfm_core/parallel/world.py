@@ -74,6 +74,9 @@ def join_world(device_choice: str, timeout_s: float) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = choose_device(device_choice, local_rank)
     if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UserError(f"At least {local_rank + 1} processes were started here, but torch sees {gpus} GPUs.")
         torch.cuda.set_device(device)
     if size == 1:
         return World(device=device)

@@ -13,6 +13,7 @@ row, as convolution libraries do: that keeps even those cells equal to the relea
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections import deque
@@ -26,6 +27,8 @@ from torch import Tensor
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
+
+logger = logging.getLogger(__name__)
 
 EPS = 1e-12
 """Lower bound of the norm of a cell: an exactly flat cell gives zeros."""
@@ -77,10 +80,16 @@ def check_sizes(size: tuple[int, int], bins: int, cell: int, gaussian_window: in
 
 @cache
 def fused_kernel() -> Callable[..., Tensor] | None:
-    """The Triton kernel for GPU tensors, or None on a machine without Triton: the CPU formulation then serves both."""
+    """The Triton kernel for GPU tensors, or None where it does not run: the CPU formulation then serves both.
+
+    Triton compiles a launcher at first use, which takes a C compiler and Python's headers.
+    """
     try:
         from mfm_core.targets.hog_triton import hog_tokens
-    except ImportError:
+
+        hog_tokens(torch.zeros(1, 1, 1, 8, 8, device="cuda"), 9, 8, 0, (1, 1))
+    except Exception as error:  # of a compiler, a driver, an import: whatever it is, there is another way
+        logger.warning("HOG: the fused kernel does not run here (%s); plain operations serve.", error)
         return None
     return hog_tokens
 

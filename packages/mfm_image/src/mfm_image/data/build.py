@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode
 
+from mfm_core.data.loader import Loader, build_loader
+from mfm_core.data.sampler import EvalSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid, MaskGenerator
 from mfm_core.masking.block import BlockMask
+from mfm_core.parallel.world import World
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.data.folder import ImageFolder
 from mfm_image.data.transforms import EvalTransform, TrainTransform
+
+EVAL_SEED = 0
+"""Which images and masks look after a run does not depend on its seed, so that runs can be compared."""
+EVAL_WORKERS = 4
+"""At most; they stay alive beside those of training."""
 
 
 def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
@@ -63,11 +71,19 @@ def eval_dataset(
     images: int = 0,
     mask_generator: MaskGenerator | None = None,
 ) -> ImageDataset:
-    """Images of `split` without augmentation; `images` of them drawn evenly over the classes, 0 for all."""
+    """Images of `split` without augmentation; `images` of them, at least one of each class, 0 for all."""
     folder = ImageFolder(data_root(cfg), split, classes=classes)
     if 0 < images < len(folder):
-        folder = ImageFolder(data_root(cfg), split, classes=classes, fraction=images / len(folder), seed=cfg.RNG_SEED)
-    return ImageDataset(folder, eval_transform(cfg), cfg.RNG_SEED, mask_generator=mask_generator, train=False)
+        folder = ImageFolder(data_root(cfg), split, classes=classes, fraction=images / len(folder), seed=EVAL_SEED)
+    return ImageDataset(folder, eval_transform(cfg), EVAL_SEED, mask_generator=mask_generator, train=False)
+
+
+def eval_loader(cfg: CfgNode, dataset: ImageDataset, world: World) -> Loader:
+    """This process's share of `dataset`, each image once over all; TEST.BATCH_SIZE images per machine at a time."""
+    batch_size = max(1, cfg.TEST.BATCH_SIZE * world.num_shards // world.size)
+    sampler = EvalSampler(len(dataset), batch_size, world.rank, world.size)
+    pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
+    return build_loader(dataset, sampler, min(cfg.DATA_LOADER.NUM_WORKERS, EVAL_WORKERS), pin_memory)
 
 
 def data_root(cfg: CfgNode) -> str:

@@ -85,11 +85,6 @@ class ImageFolder:
         return f"ImageFolder({str(self.folder)!r}: {len(self)} images, {len(self.classes)} classes)"
 
 
-def check_val_classes(train: ImageFolder, val: ImageFolder) -> None:
-    """Raises `UserError` where `val` has a class that `train` lacks; a model could never predict it."""
-    _require_known(val.classes, train.classes, val.folder)
-
-
 def split_folder(root: str | Path, split: str) -> Path:
     """`root/split`; raises `UserError` where either is not a folder that can be read."""
     root = Path(root)

@@ -10,17 +10,16 @@ from PIL import Image
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from mfm_core.data.loader import build_loader
-from mfm_core.data.sampler import EvalSampler
+from mfm_core.data.loader import Loader
 from mfm_core.engine.evaluate import evaluate_classifier
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.losses import soft_cross_entropy
 from mfm_core.parallel.world import World
-from mfm_image.data.build import eval_dataset, train_dataset
+from mfm_image.data.build import eval_dataset, eval_loader, train_dataset
 from mfm_image.models import build_model, example_input
-from mfm_image.tasks.pretrain import is_due
+from mfm_image.tasks.periods import is_due
 
 
 class FinetuneTask:
@@ -35,11 +34,13 @@ class FinetuneTask:
         _check_classes(cfg, len(classes))
         self.model = build_model(cfg)
         self.summary_input = example_input(cfg, self.model.backbone.grid)
-        val_set = eval_dataset(cfg, "val", classes)
-        sampler = EvalSampler(len(val_set), cfg.TEST.BATCH_SIZE, world.rank, world.size)
-        workers = min(cfg.DATA_LOADER.NUM_WORKERS, 4)
-        self.val_loader = build_loader(val_set, sampler, workers, cfg.DATA_LOADER.PIN_MEMORY)
+        self.val_loader = eval_loader(cfg, eval_dataset(cfg, "val", classes), world)
         self.mixup = mixup_from_cfg(cfg, world)
+        self.warnings: list[str] = []
+
+    def eval_loaders(self) -> list[Loader]:
+        """The validation images'."""
+        return [self.val_loader]
 
     def prepare(self, batch: Batch) -> Batch:
         """Mixes images and labels where MIXUP is on."""
@@ -73,9 +74,9 @@ class FinetuneTask:
 
 def mixup_from_cfg(cfg: CfgNode, world: World) -> Mixup | None:
     """timm's Mixup and CutMix per batch; None where both are off. Raises UserError for batches that have no pairs."""
-    if not cfg.MIXUP.ENABLE or cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
+    if not cfg.TRAIN.ENABLE or not cfg.MIXUP.ENABLE or cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         return None
-    images = cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS * cfg.AUG.NUM_SAMPLE // (world.size * cfg.TRAIN.ACCUM_STEPS)
+    images = cfg.TRAIN.BATCH_SIZE * world.num_shards * cfg.AUG.NUM_SAMPLE // (world.size * cfg.TRAIN.ACCUM_STEPS)
     if images % 2:
         raise UserError(
             f"MIXUP.ENABLE pairs the images of a micro-batch, and {images} is odd; change TRAIN.BATCH_SIZE."
