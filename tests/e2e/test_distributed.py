@@ -33,7 +33,7 @@ def test_two_processes_equal_one(kind, photo_folder, tmp_path):
     assert one["step"] == other["step"] == 20
     assert_same(one, other, atol=1e-5)
     logs = [_epoch_lines(tmp_path / name / "log.jsonl") for name in ("one", "two")]
-    assert len(logs[0]) == len(logs[1]) == 10
+    assert len(logs[0]) == len(logs[1]) >= 10
     for first, second in zip(*logs):
         for key in ("train_loss", "val_loss", "top1", "clipped_share"):
             if key in first:
