@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := packages/mfm_core packages/mfm_image
+PACKAGES := packages/mfm_core packages/mfm_image packages/mfm_video
 SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
 
 .PHONY: help setup demo test test-packages lint clean
@@ -42,4 +42,4 @@ lint: setup
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) .venv-image runs data/demo
+	rm -rf $(VENV) .venv-image runs data/demo packages/*/build packages/*/src/*.egg-info

@@ -215,7 +215,7 @@ _C.TRAIN.ENABLE = True
 _C.TRAIN.DATASET = "kinetics"
 # Files per optimizer step on one machine, over its NUM_GPUS processes.
 _C.TRAIN.BATCH_SIZE = 64
-# ours: cut each step's batch into this many pieces to save memory; the result does not change.
+# ours: cut each step's batch into this many pieces to save memory; the loss is still the mean over all of it.
 _C.TRAIN.ACCUM_STEPS = 1
 # Epochs between evaluations and between checkpoints; the last epoch has both.
 _C.TRAIN.EVAL_PERIOD = 10
