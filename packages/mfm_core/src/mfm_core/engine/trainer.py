@@ -213,7 +213,7 @@ class Trainer:
             if due:
                 self.save(required)
             self.log_epoch()
-            if due:
+            if due and not required:  # the end of the run writes it, too
                 self.log.report()
 
     def log_epoch(self) -> None:
