@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a fine-tuned and a scratch run for each")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 1.0], help="shares of the labels")
-    parser.add_argument("--few-epochs", type=int, default=100, help="fine-tuning epochs below 50 %% of the labels")
+    parser.add_argument("--few-epochs", type=int, default=60, help="fine-tuning epochs below 50 %% of the labels")
     parser.add_argument("overrides", nargs="*", help="KEY VALUE for all runs, after --")
     options = parser.parse_args()
     common = ["DATA.PATH_TO_DATA_DIR", options.data, *options.overrides]

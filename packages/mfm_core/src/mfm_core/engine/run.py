@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Callable
@@ -37,9 +38,22 @@ TaskBuilder = Callable[[CfgNode, World, str], object]
 
 def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
     """Runs one process of `cfg` and returns the exit code: 0 done or saved on request, 2 for a user's error."""
-    log = RunLog(None)
     try:
         world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
+        return _run(cfg, build_task, world)
+    except UserError as error:
+        return exit_with(error)
+    finally:
+        # DDP holds the process group. Were it freed after `leave_world`, it would wait for the group's threads while
+        # they wait for Python: some runs would hang when all is done.
+        gc.collect()
+        leave_world()
+
+
+def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
+    """What happens between joining and leaving the other processes; nothing of it lives on."""
+    log = RunLog(None)
+    try:
         folder = prepare_folder(cfg.OUTPUT_DIR)
         setup_logging(folder if world.is_main else None)
         warnings = validate(cfg)
@@ -55,6 +69,7 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
         log.end("finished" if finished else "stopped")
         if world.is_main:
             logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
+        world.barrier()
         return 0
     except UserError as error:
         log.end("failed", str(error))
@@ -67,8 +82,6 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
         log.end("failed", f"{type(error).__name__}: {error}")
         let_main_speak()
         raise
-    finally:
-        leave_world()
 
 
 def build_trainer(
