@@ -142,7 +142,7 @@ class TestDataFolder:
         for output in (tmp_path / "file", tmp_path / "file" / "deeper"):
             error = error_of(tiny_config("pretrain", photo_folder, output))
             assert "OUTPUT_DIR" in error and str(output) in error
-        for name in ("log.txt", "log.jsonl", "tensorboard", "checkpoints", "report.html"):
+        for name in ("log.txt", "log.jsonl", "tensorboard", "checkpoints"):
             output = tmp_path / name
             occupied = output / name
             occupied.parent.mkdir()
