@@ -8,7 +8,7 @@ SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
 .PHONY: help setup demo test test-packages lint clean
 
 help:
-	@echo "make demo           make the demo data, pre-train, fine-tune, write the report (about 6 minutes on 2 cores)"
+	@echo "make demo           make the demo data, pre-train, fine-tune, write the report (about 5 minutes on 2 cores)"
 	@echo "make test           all tests"
 	@echo "make test-packages  installs core + image alone in an environment of their own and runs the image tests there"
 	@echo "make lint           ruff"
