@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mfm_core.data.loader import build_loader
 from mfm_core.data.sampler import EvalSampler, TrainSampler
@@ -30,18 +29,8 @@ class Halves:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """3 classes with 8 training and 2 validation JPEG files each, of different sizes."""
-    root = tmp_path_factory.mktemp("photos")
-    for split, count in (("train", 8), ("val", 2)):
-        for number, name in enumerate(("apple", "bear", "cat")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                rng = np.random.default_rng([number, i, count])
-                cells = Image.fromarray(rng.integers(0, 256, size=(8, 12, 3), dtype=np.uint8))
-                cells.resize((80 + 5 * i, 60 + 3 * number)).save(folder / f"{i}.JPEG")
-    return root
+def photos(photo_folder):
+    return photo_folder
 
 
 @pytest.fixture
