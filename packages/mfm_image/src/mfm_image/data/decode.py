@@ -10,7 +10,7 @@ import errno
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 import numpy as np
@@ -79,10 +79,8 @@ class ImageReader:
             UnreadableImage: for truncated or damaged files, and for pixels without a fixed range (32-bit, float).
         """
         if reduction == 1 and self._image.format == "JPEG" and self.mode == "RGB":
-            try:
+            with suppress(RuntimeError):  # PIL decides whether the file is readable, and says why not
                 return decode_jpeg(torch.frombuffer(bytearray(self.data), dtype=torch.uint8), ImageReadMode.RGB)
-            except RuntimeError:
-                pass  # PIL decides whether the file is readable, and says why not
         with _readable(self.path):
             if reduction > 1:
                 size = max(1, self.width // reduction), max(1, self.height // reduction)
