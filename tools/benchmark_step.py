@@ -161,11 +161,13 @@ def our_step(cfg: CfgNode, model: MaskedPrediction, batch: Batch, precision: str
     device = batch.inputs.device
     world = World(device=device)
     model = copy.deepcopy(model)
+    guard = StepGuard(device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, False, cfg.LOG_PERIOD)
     state = TrainState(
         model=model,
         optimizer=build_optimizer(model, cfg),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         average=None,
+        guard=guard,
         meters={name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", "steps", "clipped")},
     )
     trainer = Trainer(
@@ -178,7 +180,7 @@ def our_step(cfg: CfgNode, model: MaskedPrediction, batch: Batch, precision: str
         settings=Settings.from_cfg(cfg, precision),
         strategy=Single(world),
         world=world,
-        guard=StepGuard(device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, False, cfg.LOG_PERIOD),
+        guard=guard,
         log=None,
         folder=None,
         cfg=cfg,
