@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """The one entry point: trains, tests, describes or checks what a configuration says.
 
-    python tools/run_net.py --cfg configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.yaml DATA.PATH_TO_DATA_DIR path
-    python tools/run_net.py --cfg … --dry-run
-    python tools/run_net.py doctor --cfg …
+python tools/run_net.py --cfg configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.yaml DATA.PATH_TO_DATA_DIR path
+python tools/run_net.py --cfg … --dry-run
+python tools/run_net.py doctor --cfg …
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector
 
 from mfm_core.corruption.tokens import MaskToken
 from mfm_core.heads.linear import SeparateHeads
-from mfm_core.losses import masked_mse
+from mfm_core.losses.masked import MaskedMSE
 from mfm_core.nn.attention import PLAIN_ON_CPU, Attention, attend
 from mfm_core.nn.vit import VisionTransformer
 from mfm_core.objective import MaskedPrediction
@@ -168,7 +168,7 @@ def tiny_maskfeat():
     backbone = encoder()
     target = HOGTarget((8, 8))
     heads = SeparateHeads(backbone.embed_dim, target.dim)
-    return MaskedPrediction(backbone, MaskToken(backbone.embed_dim), heads, target, masked_mse, depths=[2])
+    return MaskedPrediction(backbone, MaskToken(backbone.embed_dim), heads, target, MaskedMSE(), depths=[2])
 
 
 @pytest.mark.slow

@@ -150,7 +150,6 @@ class TestDataFolder:
             cfg = tiny_config("pretrain", photo_folder, output, *ONE_EPOCH, "LOG_PERIOD", "100")
             assert str(occupied) in error_of(cfg)
 
-
     def test_a_full_disk_under_the_log(self, photo_folder, tmp_path, error_of):
         (tmp_path / "log.jsonl").symlink_to("/dev/full")
         error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *ONE_EPOCH))

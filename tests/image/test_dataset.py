@@ -24,7 +24,7 @@ class Halves:
 
     grid = (4, 4)
 
-    def __call__(self, generator):
+    def __call__(self, generator, image):
         return torch.rand(self.grid, generator=generator) < 0.5
 
 

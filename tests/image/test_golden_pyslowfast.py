@@ -10,7 +10,7 @@ from golden_cases import cases, load_case
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import get_cfg
-from mfm_core.losses import soft_cross_entropy
+from mfm_core.losses.classification import soft_cross_entropy
 from mfm_core.optim.build import build_optimizer, set_lr
 from mfm_core.parallel.strategies import Single
 from mfm_core.parallel.world import World
@@ -34,6 +34,7 @@ def config_of(case: dict):
     cfg.MVIT.USE_MEAN_POOLING = model["mean_pooling"]
     cfg.MVIT.DROPPATH_RATE = model["droppath"]
     cfg.MVIT.ZERO_DECAY_POS_CLS = False
+    cfg.MASK.PRED_HOG = True
     cfg.MASK.PRETRAIN_DEPTH = model.get("predict_from_block", [0])
     cfg.HOG.BINS, cfg.HOG.CELL = model.get("hog_bins", 9), model.get("hog_cell", 8)
     cfg.HOG.GAUSSIAN_WINDOW = model.get("hog_gaussian_window", 0)
@@ -129,9 +130,7 @@ def test_classifier(folder):
     torch.testing.assert_close(loss, io["out_loss"], **tolerance)
     loss.backward()
     check_gradients(model, case)
-    losses, norms = train(
-        model, cfg, case, lambda: soft_cross_entropy(model(io["in_input"]), io["in_soft_target"])
-    )
+    losses, norms = train(model, cfg, case, lambda: soft_cross_entropy(model(io["in_input"]), io["in_soft_target"]))
     rtol = case["tolerance"]["step_loss_rtol"]
     torch.testing.assert_close(losses, io["out_step_losses"], rtol=rtol, atol=0)
     torch.testing.assert_close(norms, io["out_step_grad_norms"], rtol=rtol, atol=0)

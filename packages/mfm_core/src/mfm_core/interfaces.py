@@ -39,7 +39,7 @@ class Sample:
     """Each (C, *size) float32, normalised."""
     label: int = -1
     masks: list[Tensor] = field(default_factory=list)
-    """Per view (*grid) bool, True = hidden; empty where masks are not made in the loader."""
+    """What the `MaskGenerator` drew for each view; empty where there is none."""
     bad: list[BadFile] = field(default_factory=list)
     """Files met on the way that could not be read."""
 
@@ -48,8 +48,9 @@ class Sample:
 class Batch:
     """What one forward pass sees.
 
-    inputs: (B, C, *size) float32. labels: (B,) int64, or (B, classes) float32 after Mixup. mask: (B, *grid) bool,
-    True = hidden, or None. index: (B,) int64 position in the data set, to name the files of a batch.
+    inputs: (B, C, *size) float32. labels: (B,) int64, or (B, classes) float32 after Mixup. mask: what was drawn in the
+    loader to corrupt each input (see `MaskGenerator`), with a leading B; None where nothing is corrupted.
+    index: (B,) int64 position in the data set, to name the files of a batch.
     """
 
     inputs: Tensor
@@ -76,9 +77,7 @@ class Batch:
             return [self]
         chunks = {k: v.chunk(parts) for k, v in vars(self).items() if isinstance(v, Tensor)}
         bad = [self.bad] + [[]] * (parts - 1)
-        return [
-            replace(self, bad=bad[i], **{k: v[i] for k, v in chunks.items()}) for i in range(len(chunks["inputs"]))
-        ]
+        return [replace(self, bad=bad[i], **{k: v[i] for k, v in chunks.items()}) for i in range(len(chunks["inputs"]))]
 
 
 @dataclass
@@ -86,7 +85,7 @@ class PretrainOutput:
     """What every pre-training method returns.
 
     loss: scalar, the mean over what the loss counts. prediction and target: (B, L, D), tokens row-major over the
-    grid. mask: (B, L) bool, True = hidden.
+    grid. mask: as it was given, flattened to (B, L) bool, True = hidden, where it hides tokens.
     """
 
     loss: Tensor
@@ -96,7 +95,7 @@ class PretrainOutput:
 
 
 class Backbone(Protocol):
-    """What MaskFeat and MAE may ask of an encoder; ViT, MViTv2 and the space-time ViT offer it."""
+    """What methods may ask of an encoder. Those that hide tokens need `embed` and `encode`, which a ResNet has not."""
 
     grid: Grid
     patch_stride: tuple[int, ...]
@@ -106,6 +105,12 @@ class Backbone(Protocol):
     """Tokens before the patches': 1 with a class token, else 0."""
     num_layers: int
     """The layer of a head, for layer decay."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(B, C, *size) to the last layer's tokens (B, prefix + L, D), row-major over `grid`, without a final norm."""
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Modules whose outputs show the way of a batch in `--dry-run`, by what they are."""
 
     def features(self, x: Tensor) -> Tensor:
         """Frozen-feature read-out, (B, D) float32."""
@@ -119,17 +124,31 @@ class Backbone(Protocol):
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, *size) to patch tokens (B, L, D) without positions or class token."""
 
-    def encode(self, tokens: Tensor, depths: Sequence[int]) -> list[Tensor]:
-        """Adds class token and positions, runs the blocks; the outputs of the blocks in `depths`, class token kept."""
+    def encode(self, tokens: Tensor, depths: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
+        """Adds class token and positions, runs the blocks; the outputs of the blocks in `depths`, class token kept.
+
+        keep: (B, V) indices of the patch tokens that enter the blocks, after positions are added; None for all.
+        """
 
 
 class MaskGenerator(Protocol):
-    """Draws one mask over a grid; the same generator state gives the same mask."""
+    """Draws, in the loader, what corrupts one input; the same generator state draws the same."""
 
-    grid: Grid
+    def __call__(self, generator: torch.Generator, image: Tensor) -> Tensor:
+        """For most methods (*grid) bool, True = hidden; a degradation draws its kernel or its noise.
 
-    def __call__(self, generator: torch.Generator) -> Tensor:
-        """(*grid) bool, True = hidden."""
+        image: the (C, *size) normalised input that it is for, which few need to look at.
+        """
+
+
+class Loss(Protocol):
+    """What pre-training minimises."""
+
+    def __call__(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """A scalar, the mean over what is counted. prediction, target: (B, L, D)."""
+
+    def weight(self, mask: Tensor) -> Tensor:
+        """How many terms that mean runs over, a scalar float tensor: micro-batches and ranks are joined by it."""
 
 
 class Target(Protocol):
@@ -165,6 +184,9 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss over those terms, a scalar."""
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Scalars on the device that belong on every log line beside the loss."""
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
         """Numbers for the log line after `epoch` epochs (0: before training), {} where none are due.

@@ -1,16 +1,16 @@
-"""The two models that are trained: masked prediction, and classification.
+"""The models that are trained: three ways to predict what is hidden, and classification.
 
 Here mask, corruption, backbone, head, target and loss are put in a row, and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mfm_core.interfaces import Backbone, PretrainOutput, Target
+from mfm_core.interfaces import Backbone, Loss, PretrainOutput, Target
 
 
 class EncoderModel(nn.Module):
@@ -40,11 +40,31 @@ class EncoderModel(nn.Module):
         return self.backbone.features(images)
 
 
-class MaskedPrediction(EncoderModel):
-    """Predicts a feature of the hidden tokens from an encoder that sees all tokens (MaskFeat, Wei et al. 2022).
+class Pretraining(EncoderModel):
+    """What the pre-training methods have in common: a head, a target without gradient, and a loss between them."""
 
-    corruption: (tokens, mask) -> tokens. head: features of each depth -> predictions. loss: (prediction, target,
-    mask) -> scalar; the losses of several depths add up (PySlowFast's multi_mse), the last depth's prediction is shown.
+    def __init__(self, backbone: Backbone, head: nn.Module, target: Target, loss: Loss) -> None:
+        super().__init__(backbone)
+        self.head, self.target, self.loss = head, target, loss
+
+    def weight(self, mask: Tensor) -> Tensor:
+        """How many terms the loss under this mask averages over."""
+        return self.loss.weight(self.flat(mask))
+
+    def flat(self, mask: Tensor) -> Tensor:
+        """The mask as the loss takes it: over tokens, (B, *grid) to (B, L)."""
+        return mask.flatten(1)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Scalars that belong on every log line (MFF's fusion weights, say)."""
+        return {}
+
+
+class MaskedPrediction(Pretraining):
+    """Predicts the hidden tokens from an encoder that sees all of them, hidden ones as a mask token.
+
+    MaskFeat (Wei et al. 2022). corruption: (tokens, mask) -> tokens. head: features of each depth -> predictions; the
+    losses of several depths add up (PySlowFast's multi_mse), the last depth's prediction is shown.
     """
 
     def __init__(
@@ -53,16 +73,15 @@ class MaskedPrediction(EncoderModel):
         corruption: nn.Module,
         head: nn.Module,
         target: Target,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        loss: Loss,
         depths: Sequence[int],
     ) -> None:
-        super().__init__(backbone)
-        self.corruption, self.head, self.target, self.loss = corruption, head, target, loss
-        self.depths = tuple(depths)
+        super().__init__(backbone, head, target, loss)
+        self.corruption, self.depths = corruption, tuple(depths)
 
     def forward(self, images: Tensor, mask: Tensor) -> PretrainOutput:
         """images: (B, C, *size). mask: (B, *grid) bool, True = hidden."""
-        mask = mask.flatten(1)
+        mask = self.flat(mask)
         with torch.no_grad():
             target = self.target(images)
         tokens = self.corruption(self.backbone.embed(images), mask)
@@ -70,6 +89,66 @@ class MaskedPrediction(EncoderModel):
         predictions = self.head([x[:, self.backbone.num_prefix_tokens :] for x in features])
         loss = sum(self.loss(p, target, mask) for p in predictions)
         return PretrainOutput(loss, predictions[-1].float(), target, mask)
+
+
+class MaskedAutoencoder(Pretraining):
+    """Predicts the hidden tokens from an encoder that sees the others only (MAE, He et al. 2022).
+
+    num_visible: tokens of each image that are not hidden, the same for all. depths: blocks whose outputs the `neck`
+    joins into one (MFF); without a neck the last block's goes to the decoder. head: (encoded, keep) -> (B, L, D).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        target: Target,
+        loss: Loss,
+        num_visible: int,
+        depths: Sequence[int],
+        neck: nn.Module | None = None,
+    ) -> None:
+        super().__init__(backbone, head, target, loss)
+        self.num_visible, self.depths, self.neck = num_visible, tuple(depths), neck
+
+    def forward(self, images: Tensor, mask: Tensor) -> PretrainOutput:
+        """images: (B, C, *size). mask: (B, *grid) bool, True = hidden, `num_visible` of each image False."""
+        mask = self.flat(mask)
+        with torch.no_grad():
+            target = self.target(images)
+        keep = mask.byte().argsort(dim=1, stable=True)[:, : self.num_visible]
+        features = self.backbone.encode(self.backbone.embed(images), self.depths, keep)
+        encoded = features[-1] if self.neck is None else self.neck(features)
+        prediction = self.head(encoded, keep)
+        return PretrainOutput(self.loss(prediction, target, mask), prediction.float(), target, mask)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The neck's."""
+        return self.neck.metrics() if self.neck is not None else {}
+
+
+class CorruptedPrediction(Pretraining):
+    """Predicts from an image that is corrupted as a whole: frequencies removed, blurred, noisy (MFM, Xie et al. 2023).
+
+    corruption: (images, mask) -> images, both normalised. head: [tokens] -> [predictions].
+    """
+
+    def __init__(self, backbone: Backbone, corruption: nn.Module, head: nn.Module, target: Target, loss: Loss) -> None:
+        super().__init__(backbone, head, target, loss)
+        self.corruption = corruption
+
+    def flat(self, mask: Tensor) -> Tensor:
+        """As it is: it lies over frequencies, or is no mask but a kernel or noise."""
+        return mask
+
+    def forward(self, images: Tensor, mask: Tensor) -> PretrainOutput:
+        """images: (B, C, H, W). mask: what the method's generator drew, with a leading B."""
+        with torch.no_grad():
+            target = self.target(images)
+            seen = self.corruption(images, mask)
+        tokens = self.backbone.tokens(seen)[:, self.backbone.num_prefix_tokens :]
+        prediction = self.head([tokens])[-1]
+        return PretrainOutput(self.loss(prediction, target, mask), prediction.float(), target, mask)
 
 
 class Classifier(EncoderModel):
@@ -84,5 +163,5 @@ class Classifier(EncoderModel):
         return self.head(self.encode(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """The last block's tokens, (B, prefix + L, D)."""
-        return self.backbone.encode(self.backbone.embed(images), [self.backbone.depth - 1])[0]
+        """The last layer's tokens, (B, prefix + L, D)."""
+        return self.backbone.tokens(images)

@@ -13,7 +13,7 @@ from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.run import run
 from mfm_core.parallel.world import World, choose_device
-from mfm_image.data.build import data_root, eval_transform, masks_from_cfg, train_transform
+from mfm_image.data.build import data_root, eval_transform, train_transform
 from mfm_image.data.doctor import check_folder
 from mfm_image.data.folder import ImageFolder
 from mfm_image.models import build_model, example_input
@@ -46,8 +46,6 @@ def dry_run(cfg: CfgNode) -> list[str]:
     with torch.device("meta"):
         model = build_model(cfg)
     train_transform(cfg), eval_transform(cfg)  # what is wrong with their keys shall be said here, too
-    if plan.task == "pretrain":
-        masks_from_cfg(cfg, model.backbone.grid)
     device = choose_device(cfg.DEVICE)
     precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, device)
     description = describe_run(model, example_input(cfg, model.backbone.grid), plan, precision)

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode as CN
 
-from mfm_core.config.defaults import CHOICES, NULLABLE, get_cfg
+from mfm_core.config.defaults import get_cfg
+from mfm_core.config.tables import CHOICES, NULLABLE
 from mfm_core.errors import UserError
 from mfm_core.registry import suggest
 

@@ -64,8 +64,25 @@ def task_of(cfg: CfgNode) -> str:
 
 
 def method_of(cfg: CfgNode) -> str:
-    """The pre-training method that the MASK keys describe."""
-    return "mae" if cfg.MASK.MAE_ON else "maskfeat"
+    """The pre-training method that the MASK keys describe: maskfeat, mae, mff or mfm."""
+    return cfg.MASK.METHOD or ("mae" if cfg.MASK.MAE_ON else "maskfeat")
+
+
+def target_of(cfg: CfgNode) -> str:
+    """What pre-training predicts: hog, pixel or spectrum."""
+    own = "spectrum" if method_of(cfg) == "mfm" else "hog" if cfg.MASK.PRED_HOG else "pixel"
+    return cfg.MASK.TARGET or own
+
+
+def corruption_of(cfg: CfgNode) -> str:
+    """What pre-training does to its input: block or random (hidden tokens), frequency, sr, deblur or denoise."""
+    own = {"maskfeat": "block", "mae": "random", "mff": "random"}
+    return cfg.AUG.MASK_TYPE or own.get(method_of(cfg)) or cfg.MFM.CORRUPTION
+
+
+def arch_of(cfg: CfgNode) -> str:
+    """The kind of backbone: vit or resnet."""
+    return "resnet" if cfg.MODEL.ARCH == "resnet" else "vit"
 
 
 def modality_of(cfg: CfgNode) -> str:

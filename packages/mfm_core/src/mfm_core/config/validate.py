@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.defaults import LENGTHS, NOT_EMPTY, RANGES, get_cfg
+from mfm_core.config.defaults import get_cfg
 from mfm_core.config.load import flatten
-from mfm_core.config.plan import modality_of, task_of
+from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, target_of, task_of
+from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES
 from mfm_core.errors import UserError
 
 VIDEO_ONLY = (
@@ -38,6 +39,7 @@ MULTISCALE_ONLY = (
 )
 PRETRAIN_ONLY = (
     "AUG.GEN_MASK_LOADER",
+    "AUG.MASK_TYPE",
     "AUG.MASK_RATIO",
     "AUG.MAX_MASK_PATCHES_PER_BLOCK",
     "MASK.ENABLE",
@@ -45,6 +47,9 @@ PRETRAIN_ONLY = (
     "MASK.PRETRAIN_DEPTH",
     "MASK.HEAD_TYPE",
     "MASK.MAE_ON",
+    "MASK.METHOD",
+    "MASK.TARGET",
+    "MFM.CORRUPTION",
     "HOG.BINS",
     "HOG.CELL",
     "HOG.GAUSSIAN_WINDOW",
@@ -83,8 +88,8 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     ),
     (lambda c: task_of(c) == "finetune", "acts in pre-training only", PRETRAIN_ONLY),
     (
-        lambda c: not c.MASK.MAE_ON,
-        "acts with MASK.MAE_ON only",
+        lambda c: method_of(c) not in ("mae", "mff"),
+        "acts in masked autoencoders only",
         ("MASK.MAE_RND_MASK", "MASK.DECODER_DEPTH", "MASK.DECODER_EMBED_DIM"),
     ),
     (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
@@ -183,17 +188,19 @@ def _refuse_values(cfg: CfgNode) -> Iterator[str]:
 
 def _refuse_model(cfg: CfgNode) -> Iterator[str]:
     image = modality_of(cfg) == "image"
-    if cfg.MODEL.MODEL_NAME not in ("MaskMViT", "MViT"):
-        yield f"MODEL.MODEL_NAME is '{cfg.MODEL.MODEL_NAME}'; it can be MaskMViT (pre-training) or MViT (classifier)."
-    if cfg.MODEL.ARCH not in ("maskmvit", "mvit"):
-        yield f"MODEL.ARCH is '{cfg.MODEL.ARCH}'; it can be maskmvit (pre-training) or mvit (classifier)."
-    if image and not cfg.MVIT.PATCH_2D:
+    if cfg.MODEL.MODEL_NAME == get_cfg().MODEL.MODEL_NAME:
+        yield "MODEL.MODEL_NAME is not given; it can be MaskMViT (pre-training), MViT (classifier), or '' with a TASK."
+    if cfg.MODEL.ARCH == get_cfg().MODEL.ARCH:
+        yield "MODEL.ARCH is not given; it can be vit (or PySlowFast's maskmvit and mvit) and resnet."
+    if not cfg.MODEL.MODEL_NAME and not cfg.TASK:
+        yield "MODEL.MODEL_NAME is '' and TASK, too; set TASK, for example to pretrain or finetune."
+    if image and arch_of(cfg) == "vit" and not cfg.MVIT.PATCH_2D:
         yield "TRAIN.DATASET imagenet needs MVIT.PATCH_2D True: the patch embedding of images is two-dimensional."
     if image and (cfg.MVIT.DIM_MUL or cfg.MVIT.HEAD_MUL or cfg.MVIT.POOL_Q_STRIDE):
         yield "MVIT.DIM_MUL, HEAD_MUL and POOL_Q_STRIDE make a multiscale model; on images the backbone is a plain ViT."
     if image and (cfg.MVIT.REL_POS_SPATIAL or cfg.MVIT.SEP_POS_EMBED):
         yield "MVIT.REL_POS_SPATIAL and SEP_POS_EMBED belong to the multiscale model; the ViT has one position table."
-    if image and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
+    if image and arch_of(cfg) == "vit" and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
         yield (
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
             "a ViT's positions belong to one size."
@@ -207,28 +214,52 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_method(cfg: CfgNode) -> Iterator[str]:
-    pretrain = task_of(cfg) == "pretrain"
-    if pretrain and cfg.MODEL.MODEL_NAME == "MViT":
+    yield from _refuse_pretraining(cfg) if task_of(cfg) == "pretrain" else _refuse_classifier(cfg)
+
+
+TOKENS, WHOLE = ("block", "random"), ("frequency", "sr", "deblur", "denoise")
+COMBINES = {
+    # method: backbones, corruptions, and why no others
+    "maskfeat": (("vit",), TOKENS, "hidden patches become a mask token, which only a ViT has a place for"),
+    "mae": (("vit",), TOKENS, "hidden patches never enter the encoder, which only a ViT can do without"),
+    "mff": (("vit",), TOKENS, "it fuses the layers of a masked autoencoder's ViT"),
+    "mfm": (("vit", "resnet"), WHOLE, "the image is corrupted as a whole, not in tokens"),
+}
+
+
+def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
+    method, target, corruption, arch = method_of(cfg), target_of(cfg), corruption_of(cfg), arch_of(cfg)
+    archs, corruptions, reason = COMBINES[method]
+    if cfg.MODEL.MODEL_NAME == "MViT":
         yield "TASK pretrain needs MODEL.MODEL_NAME MaskMViT."
-    if not pretrain and cfg.MODEL.MODEL_NAME == "MaskMViT":
-        yield "TASK finetune needs MODEL.MODEL_NAME MViT."
-    if pretrain and not cfg.MASK.ENABLE:
-        yield "Pre-training needs MASK.ENABLE True and a target, for example MASK.PRED_HOG True."
-    if pretrain and cfg.MASK.MAE_ON:
-        yield "MASK.MAE_ON: masked autoencoders are not built yet; MASK.PRED_HOG True is what can be pre-trained."
-    if pretrain and not cfg.MASK.PRED_HOG:
-        yield "MASK.PRED_HOG must be True: HOG is the target that can be predicted."
-    if pretrain and cfg.MASK.HEAD_TYPE != "separate":
+    if not cfg.MASK.ENABLE:
+        yield "Pre-training needs MASK.ENABLE True and a method, for example MASK.PRED_HOG True."
+    if cfg.MASK.METHOD and cfg.MASK.MAE_ON and method not in ("mae", "mff"):
+        yield f"MASK.MAE_ON True contradicts MASK.METHOD {method}."
+    if cfg.MASK.PRED_HOG and target != "hog":
+        yield f"MASK.PRED_HOG True contradicts MASK.TARGET {target}."
+    if not cfg.MASK.METHOD and not cfg.MASK.MAE_ON and not cfg.MASK.PRED_HOG:
+        yield "Nothing says what to pre-train: set MASK.METHOD (maskfeat, mae, mff, mfm), or MASK.PRED_HOG True."
+    if arch not in archs:
+        yield f"MODEL.ARCH {cfg.MODEL.ARCH} cannot be pre-trained by {method}: {reason}."
+    if corruption not in corruptions:
+        yield f"AUG.MASK_TYPE {corruption} is not for {method}: {reason}; it takes {', '.join(corruptions)}."
+    if method == "maskfeat" and cfg.MASK.HEAD_TYPE != "separate":
         yield "MASK.HEAD_TYPE separate_xformer belongs to masked autoencoders; MaskFeat takes separate."
-    if pretrain and not 0.0 < cfg.AUG.MASK_RATIO < 1.0:
+    if corruption in TOKENS and not 0.0 < cfg.AUG.MASK_RATIO < 1.0:
         yield f"AUG.MASK_RATIO is {cfg.AUG.MASK_RATIO}; pre-training needs a share between 0 and 1, for example 0.4."
-    if pretrain and cfg.MODEL.LOSS_FUNC != "multi_mse":
+    if cfg.MODEL.LOSS_FUNC != "multi_mse":
         yield f"MODEL.LOSS_FUNC is '{cfg.MODEL.LOSS_FUNC}'; pre-training takes multi_mse."
-    if not pretrain and cfg.MODEL.LOSS_FUNC == "multi_mse":
+
+
+def _refuse_classifier(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.MODEL_NAME == "MaskMViT":
+        yield "TASK finetune needs MODEL.MODEL_NAME MViT."
+    if cfg.MODEL.LOSS_FUNC == "multi_mse":
         yield "MODEL.LOSS_FUNC multi_mse is for pre-training; take cross_entropy or soft_cross_entropy."
-    if not pretrain and cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy":
+    if cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy":
         yield "MIXUP.ENABLE makes soft labels and needs MODEL.LOSS_FUNC soft_cross_entropy."
-    if not pretrain and cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
+    if cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         yield "MIXUP.ENABLE is on, but MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are 0; give one of them, or switch it off."
 
 

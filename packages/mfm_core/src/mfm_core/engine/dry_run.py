@@ -57,9 +57,7 @@ class RunDescription:
         ]
 
 
-def describe_run(
-    model: nn.Module, example: tuple[Tensor, ...], plan: RunPlan, precision: str
-) -> RunDescription:
+def describe_run(model: nn.Module, example: tuple[Tensor, ...], plan: RunPlan, precision: str) -> RunDescription:
     """Describes training `model`; `example` holds meta tensors for one input of the forward pass (batch size 1)."""
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -124,14 +122,9 @@ class _KeptBytes:
 def _trace(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[object, list[tuple[str, tuple, str]]]:
     """Runs the model and notes the shape that leaves each stage."""
     rows: list[tuple[str, tuple, str]] = [("input", tuple(batch[0].shape), "float32, normalised")]
-    rows += [("mask", tuple(t.shape), "bool, True = hidden") for t in batch[1:]]
-    blocks = model.backbone.blocks
-    stages = {
-        "patch embedding": model.backbone.patch_embed,
-        f"block 1 of {len(blocks)}": blocks[0],
-        f"block {len(blocks)} of {len(blocks)}": blocks[-1],
-        "head": model.head,
-    }
+    for drawn in batch[1:]:
+        rows.append(("mask", tuple(drawn.shape), "bool, True = hidden" if drawn.dtype == torch.bool else "float32"))
+    stages = {**model.backbone.stages(), "head": model.head}
     handles = [
         module.register_forward_hook(lambda _, __, out, name=name: rows.append((name, _shape(out), "")))
         for name, module in stages.items()
@@ -151,5 +144,5 @@ def _output_rows(output: object) -> list[tuple[str, tuple, str]]:
         return []
     return [
         ("target", tuple(output.target.shape), "float32, no gradient"),
-        ("loss", tuple(output.loss.shape), "mean over the hidden tokens"),
+        ("loss", tuple(output.loss.shape), "mean over what is hidden"),
     ]

@@ -194,6 +194,7 @@ class Trainer:
             "memory_gb": peak_memory_gb(self.world.device),
             "eta_s": self.throughput.eta_s(self.plan.total_steps - step, self.plan.epochs - epoch),
             "skipped_steps": int(self.guard.skipped),
+            **{name: float(value) for name, value in self.task.metrics().items()},
         }
         counters = {
             "epoch": epoch + 1,

@@ -21,6 +21,5 @@ class SeparateHeads(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """One (B, L, D) for each depth to one (B, L, target_dim) each."""
         return [
-            projection(transform(x))
-            for x, transform, projection in zip(features, self.transforms, self.projections)
+            projection(transform(x)) for x, transform, projection in zip(features, self.transforms, self.projections)
         ]

@@ -33,8 +33,8 @@ class BlockMask:
                 "raise the ratio or the image size, or lower MVIT.PATCH_STRIDE."
             )
 
-    def __call__(self, generator: torch.Generator) -> Tensor:
-        """(h, w) bool, True = hidden."""
+    def __call__(self, generator: torch.Generator, image: Tensor | None = None) -> Tensor:
+        """(h, w) bool, True = hidden; the image is not looked at."""
         mask = torch.zeros(self.grid, dtype=torch.bool)
         hidden = 0
         while hidden < self.requested:

@@ -84,6 +84,15 @@ class VisionTransformer(nn.Module):
             if table is not None and table.requires_grad:
                 nn.init.trunc_normal_(table, std=0.02)
 
+    def stages(self) -> dict[str, nn.Module]:
+        """Modules whose outputs show the way of a batch, by what they are."""
+        last = len(self.blocks)
+        return {
+            "patch embedding": self.patch_embed,
+            f"block 1 of {last}": self.blocks[0],
+            f"block {last} of {last}": self.blocks[-1],
+        }
+
     @property
     def num_prefix_tokens(self) -> int:
         """1 with a class token, else 0."""
@@ -101,15 +110,18 @@ class VisionTransformer(nn.Module):
         """(B, C, *size) to patch tokens (B, L, D), without positions or class token."""
         return self.patch_embed(x)
 
-    def encode(self, tokens: Tensor, depths: Sequence[int]) -> list[Tensor]:
+    def encode(self, tokens: Tensor, depths: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
         """Adds class token and positions and runs the blocks.
 
-        tokens: (B, L, D). Returns the outputs of the blocks named in `depths`, each (B, prefix + L, D).
+        tokens: (B, L, D). keep: (B, V) indices of the patch tokens that enter the blocks, None for all L.
+        Returns the outputs of the blocks named in `depths`, each (B, prefix + V, D).
         """
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
+        if keep is not None:
+            tokens = self._select(tokens, keep)
         outputs = []
         for i, block in enumerate(self.blocks):
             if self.act_checkpoint and torch.is_grad_enabled():
@@ -120,9 +132,19 @@ class VisionTransformer(nn.Module):
                 outputs.append(tokens)
         return outputs
 
+    def _select(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        """The class token and the patch tokens at `keep`, in its order."""
+        prefix = self.num_prefix_tokens
+        kept = (keep + prefix)[..., None].expand(-1, -1, tokens.shape[-1])
+        return torch.cat([tokens[:, :prefix], tokens.gather(1, kept)], dim=1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(B, C, *size) to the last block's tokens (B, prefix + L, D)."""
+        return self.encode(self.embed(x), [self.depth - 1])[0]
+
     def features(self, x: Tensor) -> Tensor:
         """Frozen-feature read-out: (B, D), the mean over the patch tokens of the last block, each normalised."""
-        tokens = self.encode(self.embed(x), [self.depth - 1])[0][:, self.num_prefix_tokens :]
+        tokens = self.tokens(x)[:, self.num_prefix_tokens :]
         return torch.nn.functional.layer_norm(tokens.float(), (self.embed_dim,)).mean(dim=1)
 
     def layer_of(self, name: str) -> int:

@@ -37,9 +37,7 @@ def parameter_groups(
         spared = name in no_decay_names or (no_decay_1d and (parameter.ndim <= 1 or name.endswith(".bias")))
         decay = 0.0 if spared else weight_decay
         scale = layer_decay ** (num_layers - layer_of(name)) if layer_of and layer_decay < 1.0 else 1.0
-        group = groups.setdefault(
-            (scale, decay), {"params": [], "names": [], "lr_scale": scale, "weight_decay": decay}
-        )
+        group = groups.setdefault((scale, decay), {"params": [], "names": [], "lr_scale": scale, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

@@ -7,8 +7,7 @@ from fvcore.common.config import CfgNode
 from mfm_core.data.loader import Loader, build_loader
 from mfm_core.data.sampler import EvalSampler
 from mfm_core.errors import UserError
-from mfm_core.interfaces import Grid, MaskGenerator
-from mfm_core.masking.block import BlockMask
+from mfm_core.interfaces import MaskGenerator
 from mfm_core.parallel.world import World
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.data.folder import ImageFolder
@@ -44,11 +43,6 @@ def eval_transform(cfg: CfgNode) -> EvalTransform:
     return EvalTransform(
         cfg.DATA.TEST_CROP_SIZE, cfg.DATA.MEAN, cfg.DATA.STD, cfg.DATA.IN_VAL_CROP_RATIO, interpolation="bicubic"
     )
-
-
-def masks_from_cfg(cfg: CfgNode, grid: Grid) -> MaskGenerator:
-    """The masks of pre-training."""
-    return BlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK)
 
 
 def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fraction: float = 1.0) -> ImageDataset:

@@ -32,7 +32,7 @@ class ImageDataset(Dataset):
         transform: what is done with the pixels.
         seed: of the run.
         num_samples: views per file (`AUG.NUM_SAMPLE`).
-        mask_generator: makes a mask per view, where masks are made in the loader (`AUG.GEN_MASK_LOADER`).
+        mask_generator: draws what corrupts a view; None where nothing is to be hidden.
         train: False gives the same sample in every epoch.
         first_view: what is done with the pixels of the first view instead (`AUG.RE_SPLIT`); None for the same.
     """
@@ -105,5 +105,6 @@ class ImageDataset(Dataset):
             with seeded(derive_seed(*name, "augment")):
                 views.append(transform.apply(pixels, crop, image.reduction))
             if self.mask_generator is not None:
-                masks.append(self.mask_generator(torch.Generator().manual_seed(derive_seed(*name, "mask"))))
+                generator = torch.Generator().manual_seed(derive_seed(*name, "mask"))
+                masks.append(self.mask_generator(generator, views[-1]))
         return views, masks

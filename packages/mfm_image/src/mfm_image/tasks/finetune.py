@@ -15,7 +15,7 @@ from mfm_core.engine.evaluate import evaluate_classifier
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
-from mfm_core.losses import soft_cross_entropy
+from mfm_core.losses.classification import soft_cross_entropy
 from mfm_core.parallel.world import World
 from mfm_image.data.build import eval_dataset, eval_loader, train_dataset
 from mfm_image.models import build_model, example_input
@@ -56,6 +56,10 @@ class FinetuneTask:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the images."""
         return soft_cross_entropy(model(batch.inputs), batch.labels)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """None beside the loss."""
+        return {}
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
         """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so."""

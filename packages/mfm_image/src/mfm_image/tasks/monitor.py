@@ -15,7 +15,7 @@ from mfm_core.data.loader import Loader
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator, SampleKey
 from mfm_core.monitor.features import feature_health
-from mfm_core.objective import MaskedPrediction
+from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import knn_accuracy
@@ -72,7 +72,7 @@ class Monitor:
         )
 
     @torch.inference_mode()
-    def health(self, model: MaskedPrediction) -> dict[str, float]:
+    def health(self, model: Pretraining) -> dict[str, float]:
         """val_loss under the fixed masks; feature_std and feature_rank of the unmasked images' features."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for batch in self.fixed_loader:
@@ -80,13 +80,13 @@ class Monitor:
                 batch = batch.to(self.world.device)
                 with self.autocast():
                     loss = model(batch.inputs, batch.mask).loss
-                hidden = batch.mask.sum()
-                sums += torch.stack([loss.double() * hidden, hidden.double()])
-        total, hidden = self.world.all_sum(sums).tolist()
+                weight = model.weight(batch.mask).double()
+                sums += torch.stack([loss.double() * weight, weight])
+        total, weight = self.world.all_sum(sums).tolist()
         features, _ = self._features(model, self.fixed_loader)
-        return {"val_loss": total / max(1.0, hidden), **feature_health(features)}
+        return {"val_loss": total / max(1.0, weight), **feature_health(features)}
 
-    def knn(self, model: MaskedPrediction) -> dict[str, float]:
+    def knn(self, model: Pretraining) -> dict[str, float]:
         """k-NN accuracy in percent: `knn` for the first k, `knn_K` for the others."""
         bank = self._features(model, self.neighbour_loader)
         queries, labels = self._features(model, self.query_loader)
@@ -98,7 +98,7 @@ class Monitor:
         return {"knn" if i == 0 else f"knn_{k}": value for i, (k, value) in enumerate(zip(self.k, percent))}
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first readable images of evenly spaced positions: (N, 3, H, W) and masks (N, h, w), on the device."""
+        """The first readable images of evenly spaced positions: (N, 3, H, W) and their masks, on the device."""
         step = max(1, len(self.fixed) // count)
         samples = [self.fixed[SampleKey(0, i)] for i in range(0, len(self.fixed), step)]
         samples = [sample for sample in samples if sample.views][:count]
@@ -108,5 +108,5 @@ class Monitor:
         masks = torch.stack([sample.masks[0] for sample in samples])
         return images.to(self.world.device), masks.to(self.world.device)
 
-    def _features(self, model: MaskedPrediction, loader: Loader) -> tuple[Tensor, Tensor]:
+    def _features(self, model: Pretraining, loader: Loader) -> tuple[Tensor, Tensor]:
         return collect(model.features, loader, self.world.device, self.autocast())

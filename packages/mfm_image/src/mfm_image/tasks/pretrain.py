@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from mfm_core.data.loader import Loader
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.interfaces import Batch
-from mfm_core.objective import MaskedPrediction
+from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
-from mfm_image.data.build import data_root, masks_from_cfg, train_dataset
+from mfm_image.data.build import data_root, train_dataset
+from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model, example_input
 from mfm_image.pictures import hog_sheet
 from mfm_image.tasks.monitor import Monitor
@@ -25,7 +26,7 @@ class PretrainTask:
     def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
         self.cfg, self.world = cfg, world
         self.autocast = autocast_factory(precision, world.device)
-        self.model: MaskedPrediction = build_model(cfg)
+        self.model: Pretraining = build_model(cfg)
         grid = self.model.backbone.grid
         self.summary_input = example_input(cfg, grid)
         masks = masks_from_cfg(cfg, grid)
@@ -39,12 +40,16 @@ class PretrainTask:
         return batch
 
     def weight(self, batch: Batch) -> Tensor:
-        """The number of hidden tokens."""
-        return batch.mask.sum().float()
+        """How many terms the method's loss averages over: hidden tokens, hidden frequencies or images."""
+        return self.model.weight(batch.mask)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean over the hidden tokens."""
+        """The mean over those terms."""
         return model(batch.inputs, batch.mask).loss
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The method's own, for each log line."""
+        return self.model.metrics()
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
         """What of val_loss, feature_std, feature_rank and knn is due after this epoch."""

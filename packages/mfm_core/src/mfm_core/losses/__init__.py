@@ -1,0 +1,1 @@
+"""What training minimises: masked regression, and the cross-entropies of classification."""

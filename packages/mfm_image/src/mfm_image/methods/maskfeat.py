@@ -1,0 +1,34 @@
+"""MaskFeat: hidden patches become a mask token, and a linear head predicts a feature of them (Wei et al. 2022)."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+
+from mfm_core.corruption.tokens import MaskToken
+from mfm_core.errors import UserError
+from mfm_core.heads.linear import SeparateHeads
+from mfm_core.losses.masked import MaskedMSE
+from mfm_core.objective import MaskedPrediction
+from mfm_image.methods.parts import METHODS, backbone_from_cfg, check_patches, target_from_cfg
+
+
+@METHODS.register("maskfeat")
+def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
+    """HOG of the hidden patches, or another target, from the blocks that MASK.PRETRAIN_DEPTH lists."""
+    backbone = backbone_from_cfg(cfg)
+    check_patches(cfg, backbone)
+    depths = list(cfg.MASK.PRETRAIN_DEPTH)
+    if depths != sorted(set(depths)) or depths[0] < 0 or depths[-1] != backbone.depth - 1:
+        raise UserError(
+            f"MASK.PRETRAIN_DEPTH is {depths}; it lists blocks in rising order and ends with the encoder's last, "
+            f"{backbone.depth - 1}, for what lies behind would learn nothing."
+        )
+    target = target_from_cfg(cfg, backbone)
+    return MaskedPrediction(
+        backbone=backbone,
+        corruption=MaskToken(backbone.embed_dim),
+        head=SeparateHeads(backbone.embed_dim, target.dim, len(depths)),
+        target=target,
+        loss=MaskedMSE(),
+        depths=depths,
+    )
