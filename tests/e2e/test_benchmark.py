@@ -1,0 +1,28 @@
+"""Every benchmark runs: on tiny cases, for what it says and not for its times."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from paths import TOOLS
+
+TINY = ("MVIT.EMBED_DIM", "48", "MVIT.DEPTH", "2", "MVIT.NUM_HEADS", "3", "MASK.PRETRAIN_DEPTH", "[1]")
+SMALL = ("DATA.TRAIN_CROP_SIZE", "64", "DATA.TEST_CROP_SIZE", "64")
+CASES = {
+    "hog": (),
+    "attention": ("--attention-shapes", "1", "2", "9", "8"),
+    "step": ("--batch", "2", "--set", *TINY, *SMALL),
+    "loader": ("--photos", "20"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prints_its_rows(name):
+    command = [sys.executable, TOOLS / "benchmark.py", "--only", name, "--device", "cpu", "--threads", "1"]
+    done = subprocess.run([*command, "--repeats", "1", *CASES[name]], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
+    assert rows, done.stdout
+    assert all(float(row.split("|")[6]) > 0 for row in rows)
