@@ -42,6 +42,11 @@ _C.DATA.TRAIN_CROP_SIZE = 224
 _C.DATA.TEST_CROP_SIZE = 256
 # Evaluation resizes the short side to crop / ratio before the centre crop.
 _C.DATA.IN_VAL_CROP_RATIO = 0.875
+# ours: resized, a random resized crop (below) | padded, MFF's: short side resized, reflection padding, random window.
+_C.DATA.TRAIN_CROP_TYPE = "resized"
+# ours: the padded crop's short side (0 is TRAIN_CROP_SIZE) and padding on each side, pixels.
+_C.DATA.TRAIN_RESIZE_SHORT_SIDE = 0
+_C.DATA.TRAIN_CROP_PADDING = 4
 # Random resized crop: range of area, and of aspect ratio. [] is timm's [0.08, 1] and [3/4, 4/3].
 _C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
 _C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = []

@@ -119,6 +119,16 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     ),
     (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
+    (
+        lambda c: c.DATA.TRAIN_CROP_TYPE != "padded",
+        "acts with DATA.TRAIN_CROP_TYPE padded only",
+        ("DATA.TRAIN_RESIZE_SHORT_SIDE", "DATA.TRAIN_CROP_PADDING"),
+    ),
+    (
+        lambda c: c.DATA.TRAIN_CROP_TYPE == "padded",
+        "acts with DATA.TRAIN_CROP_TYPE resized only",
+        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
+    ),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
     (
         lambda c: not c.AUG.ENABLE,
