@@ -99,6 +99,16 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
             "MASK.DECODER_CLS_TOKEN",
         ),
     ),
+    (
+        lambda c: task_of(c) == "pretrain" and target_of(c) != "hog",
+        "acts where HOG is predicted only",
+        ("HOG.BINS", "HOG.CELL", "HOG.GAUSSIAN_WINDOW"),
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and corruption_of(c) != "block",
+        "acts with AUG.MASK_TYPE block only",
+        ("AUG.MAX_MASK_PATCHES_PER_BLOCK",),
+    ),
     (lambda c: method_of(c) != "mff", "acts with MASK.METHOD mff only", ("MFF.LAYERS",)),
     (
         lambda c: task_of(c) == "finetune" or target_of(c) != "pixel",
