@@ -24,11 +24,13 @@ def golden_dir() -> Path:
 def cases(kind: str) -> list[Path]:
     """The folders of a kind, "project/case"; "pyslowfast/hog" finds hog, hog_2, and what calls itself hog."""
     project, name = kind.split("/")
-    found = []
-    for path in sorted(golden_dir().rglob("case.json")):
+    found, root = [], golden_dir()
+    for path in sorted(root.rglob("case.json")):
         folder = path.parent
         called = json.loads(path.read_text()).get("case")
-        if project in folder.parts and (called == name or re.fullmatch(rf"{name}([-_.]?\d+)?", folder.name)):
+        if project in (root.name, *folder.relative_to(root).parts) and (
+            called == name or re.fullmatch(rf"{name}([-_.]?\d+)?", folder.name)
+        ):
             found.append(folder)
     return found
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from benchmark_attention import benchmark_attention
 from benchmark_loader import rows as loader_rows
+from benchmark_mae import benchmark_mae
 from benchmark_plain import plain_hog
 from benchmark_step import benchmark_step
 from benchmark_timing import Row, median_times, pictures, threads_of
@@ -62,6 +63,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "hog": benchmark_hog,
     "attention": benchmark_attention,
     "step": benchmark_step,
+    "mae": benchmark_mae,
     "loader": benchmark_loader,
 }
 

@@ -29,11 +29,11 @@ from mfm_core.engine.precision import DTYPES as ROUNDED
 from mfm_core.engine.precision import autocast_factory, computes_bf16
 from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.interfaces import Batch
-from mfm_core.masking.block import BlockMask
-from mfm_core.objective import MaskedPrediction
+from mfm_core.objective import MaskedPrediction, Pretraining
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel.strategies import Single
 from mfm_core.parallel.world import World
+from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model, example_input
 from mfm_image.tasks.pretrain import PretrainTask
 
@@ -62,7 +62,7 @@ class Side:
 class StepTask(PretrainTask):
     """Pre-training's own losses and weights, without its data."""
 
-    def __init__(self, model: MaskedPrediction) -> None:
+    def __init__(self, model: Pretraining) -> None:
         self.model = model
 
 
@@ -117,13 +117,14 @@ def dense_peak(device: torch.device) -> float | None:
 
 
 def make_batch(cfg: CfgNode, grid: tuple[int, ...], size: int, device: torch.device) -> Batch:
-    """`size` pictures with block masks, on the device."""
-    masks = BlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK)
+    """`size` pictures with the masks that the configuration asks for, on the device."""
+    masks = masks_from_cfg(cfg, grid)
     generator = torch.Generator().manual_seed(0)
+    inputs = pictures(size, cfg.DATA.TRAIN_CROP_SIZE, device)
     return Batch(
-        inputs=pictures(size, cfg.DATA.TRAIN_CROP_SIZE, device),
+        inputs=inputs,
         labels=torch.zeros(size, dtype=torch.int64, device=device),
-        mask=torch.stack([masks(generator) for _ in range(size)]).to(device),
+        mask=torch.stack([masks(generator, image) for image in inputs]).to(device),
         index=torch.arange(size),
     )
 
@@ -156,7 +157,7 @@ def measured(build: Callable[[], Callable], device: torch.device) -> tuple[Calla
     return run, (torch.cuda.max_memory_allocated(device) - before) / 1e9
 
 
-def our_step(cfg: CfgNode, model: MaskedPrediction, batch: Batch, precision: str, compiled: bool) -> Callable:
+def our_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, compiled: bool) -> Callable:
     """One call of the training loop's step on a copy of `model`."""
     device = batch.inputs.device
     world = World(device=device)

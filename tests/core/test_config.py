@@ -19,6 +19,7 @@ KEYS = json.loads((REPOSITORY / "tests" / "recipes" / "pyslowfast_masked_ssl.jso
 FILES = sorted({name for key in KEYS.values() for name in key["used"]})
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
 FINETUNE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_FT.yaml")
+MAE = ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "2"]
 
 
 def recipe(name: str, folder: Path) -> Path:
@@ -227,6 +228,9 @@ def test_lists_of_another_length_are_refused(key):
         (["SOLVER.WARMUP_EPOCHS", "300"], "SOLVER.WARMUP_EPOCHS"),
         (["SOLVER.COSINE_END_LR", "1.0"], "SOLVER.COSINE_END_LR"),
         (["TEST.ENABLE", "True", "TEST.DATASET", "kinetics"], "TEST.DATASET"),
+        (["MASK.METHOD", "mae"], "MASK.DECODER_DEPTH"),
+        (["MASK.METHOD", "mff"], "MASK.DECODER_DEPTH"),
+        ([*MAE, "MASK.MAE_RND_MASK", "True", "AUG.MASK_TYPE", "block"], "MASK.MAE_RND_MASK"),
     ],
     ids=lambda p: p if isinstance(p, str) else "",
 )
@@ -240,6 +244,21 @@ def test_impossible_combinations(overrides, part):
         (IMAGE, ["DATA.SAMPLING_RATE", "4"]),
         (IMAGE, ["MVIT.RESIDUAL_POOLING", "True"]),
         (IMAGE, ["MASK.DECODER_DEPTH", "4"]),
+        (IMAGE, ["MASK.DECODER_NUM_HEADS", "4"]),
+        (IMAGE, ["MASK.DECODER_CLS_TOKEN", "False"]),
+        (IMAGE, ["MASK.COUNT", "hidden"]),
+        (IMAGE, ["MASK.PIXEL_ORDER", "chw"]),
+        (IMAGE, ["MASK.NORM_PRED_PIXEL", "False"]),
+        (IMAGE, ["MASK.PIXEL_VARIANCE", "biased", *MAE, "MASK.PRED_HOG", "False", "MASK.NORM_PRED_PIXEL", "False"]),
+        (IMAGE, ["HOG.CELL", "4", *MAE, "MASK.PRED_HOG", "False"]),
+        (IMAGE, ["AUG.MAX_MASK_PATCHES_PER_BLOCK", "9", *MAE]),
+        (IMAGE, ["MFF.LAYERS", "[0, 1]", *MAE]),
+        (IMAGE, ["MVIT.SINCOS_FIRST", "row"]),
+        (IMAGE, ["MVIT.KEY_BIAS", "False", "MVIT.QKV_BIAS", "False"]),
+        (IMAGE, ["DATA.TRAIN_CROP_PADDING", "8"]),
+        (IMAGE, ["DATA.TRAIN_RESIZE_SHORT_SIDE", "256"]),
+        (FINETUNE, ["MASK.ZERO_DECAY_MASK_TOKEN", "True"]),
+        (FINETUNE, ["MASK.PIXEL_ORDER", "chw"]),
         (IMAGE, ["MIXUP.ENABLE", "True"]),
         (IMAGE, ["MODEL.NUM_CLASSES", "10"]),
         (IMAGE, ["SOLVER.MOMENTUM", "0.8"]),

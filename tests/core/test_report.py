@@ -226,6 +226,29 @@ def test_several_runs_are_compared(tmp_path):
     assert "Curves: pretrain" in tasks and "Curves: finetune" in tasks
 
 
+def test_numbered_measures_share_a_chart(tmp_path):
+    """MFF's fusion weights: one chart with a line for each, open and not under "More"; one for each run."""
+    weights = [
+        write_log(
+            tmp_path / name,
+            start(name),
+            *(
+                step(n, 1.0, fusion_weight_0=0.1 + n / 100, fusion_weight_1=0.9 - n / 100, alone_3=5.0)
+                for n in (1, 2, 3)
+            ),
+        )
+        for name in ("a", "b")
+    ]
+    text = report_of(weights[0])
+    shown, more = text.split("<summary>More</summary>")
+    assert shown.count("<h3>Fusion weight") == 1 and "fusion_weight" not in more and "<h3>alone_3" in more
+    figure = shown[shown.index("<h3>Fusion weight") :].split("</figure>")[0]
+    assert figure.count("<li>") == 2 and "fusion_weight_0" in figure and "fusion_weight_1" in figure
+    assert "var(--line-0, " in figure and "var(--line-1, " in figure
+    both = report_of(*weights)
+    assert both.count("<h3>Fusion weight") == 2
+
+
 def test_same_names_are_told_apart(tmp_path):
     folders = [write_log(tmp_path / name, start("same"), step(1, 1.0)) for name in ("a", "b")]
     assert "same (a)" in (text := report_of(*folders)) and "same (b)" in text

@@ -18,6 +18,7 @@ from mfm_image.data.transforms import (
     Crop,
     EvalTransform,
     Normalize,
+    PaddedTransform,
     TrainTransform,
     build_auto_augment,
     from_pil,
@@ -47,6 +48,47 @@ def assert_same_pixels(ours, theirs):
 
 
 # --- crops ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64), (31, 200)])
+@pytest.mark.parametrize(("short_side", "padding"), [(0, 4), (56, 0), (40, 12)])
+def test_padded_crop_is_torchvisions(size, short_side, padding):
+    """MFF's crop: for the same window, the pixels of torchvision's Resize, reflection padding, crop and flip."""
+    image, side = picture(3, *size), 48
+    side = min(side, (short_side or side) + 2 * padding)
+    transform = PaddedTransform(
+        side, MEAN, STD, interpolation="bilinear", short_side=short_side, padding=padding, flip=0.5
+    )
+    resized = T.Resize(short_side or side)(image)
+    padded = T.functional.pad(resized, padding, padding_mode="reflect")
+    flips = set()
+    for seed in range(12):
+        crop = transform.plan(image.height, image.width, random.Random(seed))
+        window = T.functional.crop(padded, crop.top_after + padding, crop.left_after + padding, side, side)
+        window = T.functional.hflip(window) if crop.flip else window
+        flips.add(crop.flip)
+        assert_same_pixels(transform.apply(from_pil(image), crop), TO_INPUT(window))
+    assert flips == {True, False}
+
+
+def test_padded_crop_places_the_window_evenly():
+    transform = PaddedTransform(8, MEAN, STD, padding=2)
+    crops = [transform.plan(60, 90, random.Random(seed)) for seed in range(3000)]
+    tops = torch.tensor([crop.top_after + 2 for crop in crops]).bincount()
+    lefts = torch.tensor([crop.left_after + 2 for crop in crops]).bincount()
+    assert len(tops) == 5 and len(lefts) == 12 + 4 - 8 + 1
+    for counts in (tops, lefts):
+        expected = 3000 / len(counts)
+        assert (counts - expected).abs().max() < 5 * expected**0.5
+    # a photo may be decoded at a fraction of its size, as long as it stays larger than it is resized to
+    assert transform.reduction(transform.plan(80, 120, random.Random(0))) == 8
+    assert transform.reduction(transform.plan(60, 90, random.Random(0))) == 4
+
+
+@pytest.mark.parametrize(("short_side", "padding"), [(6, 0), (8, 8)])
+def test_padded_crop_that_cannot_be(short_side, padding):
+    with pytest.raises(UserError, match="DATA.TRAIN_CROP_PADDING"):
+        PaddedTransform(8, MEAN, STD, short_side=short_side, padding=padding)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (64, 64), (30, 300), (300, 30), (2, 50)])

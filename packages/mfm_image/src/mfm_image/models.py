@@ -10,7 +10,7 @@ from mfm_core.config import method_of, task_of
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.interfaces import Grid
 from mfm_core.objective import Classifier, EncoderModel
-from mfm_image.methods import maskfeat  # noqa: F401  importing a method registers it
+from mfm_image.methods import mae, maskfeat, mff  # noqa: F401  importing a method registers it
 from mfm_image.methods.parts import METHODS, backbone_from_cfg, masks_from_cfg
 
 

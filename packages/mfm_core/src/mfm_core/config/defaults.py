@@ -42,6 +42,11 @@ _C.DATA.TRAIN_CROP_SIZE = 224
 _C.DATA.TEST_CROP_SIZE = 256
 # Evaluation resizes the short side to crop / ratio before the centre crop.
 _C.DATA.IN_VAL_CROP_RATIO = 0.875
+# ours: resized, a random resized crop (below) | padded, MFF's: short side resized, reflection padding, random window.
+_C.DATA.TRAIN_CROP_TYPE = "resized"
+# ours: the padded crop's short side (0 is TRAIN_CROP_SIZE) and padding on each side, pixels.
+_C.DATA.TRAIN_RESIZE_SHORT_SIDE = 0
+_C.DATA.TRAIN_CROP_PADDING = 4
 # Random resized crop: range of area, and of aspect ratio. [] is timm's [0.08, 1] and [3/4, 4/3].
 _C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
 _C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = []
@@ -126,6 +131,8 @@ _C.MVIT.DEPTH = 16
 _C.MVIT.NUM_HEADS = 1
 _C.MVIT.MLP_RATIO = 4.0
 _C.MVIT.QKV_BIAS = True
+# ours: a bias on the keys too; MAE-priv and MFM have none.
+_C.MVIT.KEY_BIAS = True
 _C.MVIT.NORM = "layernorm"
 # Patch embedding on images (2-D) rather than clips; its kernel, stride and padding.
 _C.MVIT.PATCH_2D = False
@@ -136,6 +143,8 @@ _C.MVIT.CLS_EMBED_ON = True
 # Learned absolute positions, or the fixed sin-cos table.
 _C.MVIT.USE_ABS_POS = True
 _C.MVIT.USE_FIXED_SINCOS_POS = False
+# ours: what the first half of a sin-cos table's channels holds, in encoder and decoder: column (MAE) | row (MAE-priv).
+_C.MVIT.SINCOS_FIRST = "column"
 # Classifier: mean over the tokens, then norm; otherwise norm, then the class token.
 _C.MVIT.USE_MEAN_POOLING = False
 # Stochastic depth of the last block; it grows linearly from 0.
@@ -177,8 +186,26 @@ _C.MASK.PRETRAIN_DEPTH = [15]
 _C.MASK.HEAD_TYPE = "separate"
 _C.MASK.MAE_ON = False
 _C.MASK.MAE_RND_MASK = False
+# ours: what is rounded down where every image hides the same number of tokens, visible (MAE) | hidden (MAE-priv).
+_C.MASK.COUNT = "visible"
 _C.MASK.DECODER_DEPTH = 0
 _C.MASK.DECODER_EMBED_DIM = 512
+# ours: 0 is one head for each 64 channels.
+_C.MASK.DECODER_NUM_HEADS = 0
+# ours: whether the decoder's blocks see the class token (MAE) or not (MAE-priv).
+_C.MASK.DECODER_CLS_TOKEN = True
+# Normalise the pixels of each patch by its own mean and variance.
+_C.MASK.NORM_PRED_PIXEL = True
+# ours: order of a patch's pixels, hwc (MAE) | chw (MAE-priv), and its variance, unbiased (MAE) | biased (MAE-priv).
+_C.MASK.PIXEL_ORDER = "hwc"
+_C.MASK.PIXEL_VARIANCE = "unbiased"
+# ours: no weight decay on the mask token.
+_C.MASK.ZERO_DECAY_MASK_TOKEN = False
+
+# ours: MFF, MAE with fused layers.
+_C.MFF = CN()
+# Blocks whose outputs are fused into the last one's, which joins by itself.
+_C.MFF.LAYERS = [0, 2, 4, 6, 8]
 
 # ours: MFM, masked frequency modelling, and its siblings.
 _C.MFM = CN()

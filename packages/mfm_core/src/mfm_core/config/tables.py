@@ -24,6 +24,11 @@ CHOICES: dict[str, tuple] = {
     "MASK.HEAD_TYPE": ("separate", "separate_xformer"),
     "MASK.METHOD": ("", "maskfeat", "mae", "mff", "mfm"),
     "MASK.TARGET": ("", "hog", "pixel", "spectrum"),
+    "DATA.TRAIN_CROP_TYPE": ("resized", "padded"),
+    "MASK.COUNT": ("visible", "hidden"),
+    "MASK.PIXEL_ORDER": ("hwc", "chw"),
+    "MASK.PIXEL_VARIANCE": ("unbiased", "biased"),
+    "MVIT.SINCOS_FIRST": ("column", "row"),
     "AUG.MASK_TYPE": ("", "block", "random"),
     "MFM.CORRUPTION": ("frequency", "sr", "deblur", "denoise"),
     "RESNET.DEPTH": (50, 101, 152),
@@ -45,6 +50,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.STD": (1e-6, _INF),
     "DATA.TRAIN_CROP_SIZE": (1, _INF),
     "DATA.TEST_CROP_SIZE": (1, _INF),
+    "DATA.TRAIN_RESIZE_SHORT_SIDE": (0, _INF),
+    "DATA.TRAIN_CROP_PADDING": (0, _INF),
     "DATA.IN_VAL_CROP_RATIO": (0, 1),
     "DATA.TRAIN_JITTER_SCALES_RELATIVE": (1e-6, 1),
     "DATA.TRAIN_JITTER_ASPECT_RELATIVE": (1e-6, _INF),
@@ -72,6 +79,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "MVIT.PATCH_STRIDE": (1, _INF),
     "MVIT.PATCH_PADDING": (0, _INF),
     "MVIT.DROPPATH_RATE": (0, 1),
+    "MASK.DECODER_DEPTH": (0, _INF),
+    "MASK.DECODER_EMBED_DIM": (1, _INF),
+    "MASK.DECODER_NUM_HEADS": (0, _INF),
+    "MFF.LAYERS": (0, _INF),
     "HOG.BINS": (1, _INF),
     "HOG.CELL": (1, _INF),
     "HOG.GAUSSIAN_WINDOW": (0, _INF),
@@ -117,5 +128,5 @@ LENGTHS: dict[str, tuple[int, ...]] = {
 }
 """How many numbers a list may have, where that is fixed."""
 
-NOT_EMPTY = ("MASK.PRETRAIN_DEPTH", "KNN.K")
+NOT_EMPTY = ("MASK.PRETRAIN_DEPTH", "MFF.LAYERS", "KNN.K")
 """Lists that need at least one element."""

@@ -49,6 +49,7 @@ PRETRAIN_ONLY = (
     "MASK.MAE_ON",
     "MASK.METHOD",
     "MASK.TARGET",
+    "MASK.ZERO_DECAY_MASK_TOKEN",
     "MFM.CORRUPTION",
     "HOG.BINS",
     "HOG.CELL",
@@ -90,10 +91,54 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (
         lambda c: method_of(c) not in ("mae", "mff"),
         "acts in masked autoencoders only",
-        ("MASK.MAE_RND_MASK", "MASK.DECODER_DEPTH", "MASK.DECODER_EMBED_DIM"),
+        (
+            "MASK.MAE_RND_MASK",
+            "MASK.DECODER_DEPTH",
+            "MASK.DECODER_EMBED_DIM",
+            "MASK.DECODER_NUM_HEADS",
+            "MASK.DECODER_CLS_TOKEN",
+        ),
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and target_of(c) != "hog",
+        "acts where HOG is predicted only",
+        ("HOG.BINS", "HOG.CELL", "HOG.GAUSSIAN_WINDOW"),
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and corruption_of(c) != "block",
+        "acts with AUG.MASK_TYPE block only",
+        ("AUG.MAX_MASK_PATCHES_PER_BLOCK",),
+    ),
+    (lambda c: method_of(c) != "mff", "acts with MASK.METHOD mff only", ("MFF.LAYERS",)),
+    (
+        lambda c: task_of(c) == "finetune" or target_of(c) != "pixel",
+        "acts where pre-training predicts pixels only",
+        ("MASK.NORM_PRED_PIXEL", "MASK.PIXEL_ORDER", "MASK.PIXEL_VARIANCE"),
+    ),
+    (lambda c: not c.MASK.NORM_PRED_PIXEL, "acts with MASK.NORM_PRED_PIXEL only", ("MASK.PIXEL_VARIANCE",)),
+    (
+        lambda c: task_of(c) == "finetune" or corruption_of(c) != "random" and method_of(c) not in ("mae", "mff"),
+        "acts where every image hides the same number of tokens only: random masks and masked autoencoders",
+        ("MASK.COUNT",),
+    ),
+    (lambda c: not c.MVIT.QKV_BIAS, "acts with MVIT.QKV_BIAS only", ("MVIT.KEY_BIAS",)),
+    (
+        lambda c: not c.MVIT.USE_FIXED_SINCOS_POS and (task_of(c) == "finetune" or method_of(c) not in ("mae", "mff")),
+        "acts with MVIT.USE_FIXED_SINCOS_POS and in masked autoencoders only",
+        ("MVIT.SINCOS_FIRST",),
     ),
     (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
+    (
+        lambda c: c.DATA.TRAIN_CROP_TYPE != "padded",
+        "acts with DATA.TRAIN_CROP_TYPE padded only",
+        ("DATA.TRAIN_RESIZE_SHORT_SIDE", "DATA.TRAIN_CROP_PADDING"),
+    ),
+    (
+        lambda c: c.DATA.TRAIN_CROP_TYPE == "padded",
+        "acts with DATA.TRAIN_CROP_TYPE resized only",
+        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
+    ),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
     (
         lambda c: not c.AUG.ENABLE,
@@ -244,6 +289,10 @@ def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
         yield f"MODEL.ARCH {cfg.MODEL.ARCH} cannot be pre-trained by {method}: {reason}."
     if corruption not in corruptions:
         yield f"AUG.MASK_TYPE {corruption} is not for {method}: {reason}; it takes {', '.join(corruptions)}."
+    if corruption == "block" and method in ("mae", "mff") and cfg.MASK.MAE_RND_MASK:
+        yield "MASK.MAE_RND_MASK True contradicts AUG.MASK_TYPE block; leave one of them out."
+    if method in ("mae", "mff") and cfg.MASK.DECODER_DEPTH == 0:
+        yield f"MASK.DECODER_DEPTH is 0; {method} predicts what is hidden by a decoder of at least 1 block, usually 8."
     if method == "maskfeat" and cfg.MASK.HEAD_TYPE != "separate":
         yield "MASK.HEAD_TYPE separate_xformer belongs to masked autoencoders; MaskFeat takes separate."
     if corruption in TOKENS and not 0.0 < cfg.AUG.MASK_RATIO < 1.0:

@@ -20,11 +20,14 @@ class BlockMask:
     A block has an area between a fifth of the requested count and what is still missing (at most `max_block`), and a
     log-uniform aspect ratio in [0.3, 1 / 0.3]; it is smaller than the grid both ways. The count therefore never
     exceeds round(ratio * tokens) and often falls a little short of it.
+
+    exact: the number of tokens to hide in the place of that count, in every image the same, for encoders that see the
+    visible tokens only. Tokens that no block has reached are then hidden singly until it is met.
     """
 
-    def __init__(self, grid: Grid, ratio: float, max_block: int | None = None) -> None:
-        self.grid = grid
-        self.requested = round(ratio * grid[0] * grid[1])
+    def __init__(self, grid: Grid, ratio: float, max_block: int | None = None, exact: int | None = None) -> None:
+        self.grid, self.exact = grid, exact
+        self.requested = round(ratio * grid[0] * grid[1]) if exact is None else exact
         self.min_block = self.requested // 5
         self.max_block = max_block or self.requested
         if self.requested < 1 or min(grid) < 2:
@@ -42,7 +45,15 @@ class BlockMask:
             if added == 0:
                 break
             hidden += added
+        if self.exact is not None:
+            self._top_up(mask, self.exact - hidden, generator)
         return mask
+
+    def _top_up(self, mask: Tensor, missing: int, generator: torch.Generator) -> None:
+        """Hides `missing` more tokens in place, drawn from the visible ones."""
+        visible = (~mask).flatten().nonzero()[:, 0]
+        chosen = visible[torch.randperm(len(visible), generator=generator)[:missing]]
+        mask.view(-1)[chosen] = True
 
     def _add_block(self, mask: Tensor, missing: int, generator: torch.Generator) -> int:
         """Hides one more block in place; how many tokens that added, 0 where no attempt fitted."""

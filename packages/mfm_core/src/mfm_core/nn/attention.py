@@ -11,9 +11,10 @@ of standard deviation 1, three to five times (1 %) with logits of standard devia
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 PLAIN_ON_CPU = {2: 512, 4: 128}
 """Bytes per number -> the longest sequence for which a CPU takes plain matrix products."""
@@ -33,5 +34,27 @@ class Attention(TimmAttention):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) to (B, N, D). timm's block passes the other two, which no encoder here sets."""
         b, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.project(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, -1))
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, N, D) to queries, keys and values side by side, (B, N, 3 D)."""
+        return self.qkv(x)
+
+
+class KeylessBiasAttention(Attention):
+    """Biases on queries and values only (BEiT, MAE-priv, MFM): one on the keys adds the same to all logits of a query,
+    which the softmax takes away again. Parameters: `qkv.weight`, `q_bias`, `v_bias`.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **kwargs) -> None:
+        super().__init__(dim, num_heads, qkv_bias=False, **kwargs)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, N, D) to queries, keys and values side by side, (B, N, 3 D)."""
+        if self.q_bias is None:
+            return self.qkv(x)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        return F.linear(x, self.qkv.weight, bias)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mfm_core.interfaces import Grid
-from mfm_core.nn.attention import Attention
+from mfm_core.nn.attention import Attention, KeylessBiasAttention
 from mfm_core.nn.pos_embed import sincos_2d
 
 
@@ -34,8 +34,9 @@ class VisionTransformer(nn.Module):
     """The encoder without a final norm: heads bring their own.
 
     size: input pixels along each axis. patch_kernel, patch_stride, patch_padding: as long as `size`.
-    positions: learned | sincos | none. drop_path: rate of the last block, growing linearly from 0.
-    layer_scale: initial value, 0 for none. act_checkpoint: recompute blocks in the backward pass.
+    key_bias: whether qkv_bias holds for the keys too. positions: learned | sincos | none. sincos_first: see
+    `sincos_2d`. drop_path: rate of the last block, growing linearly from 0. layer_scale: initial value, 0 for none.
+    act_checkpoint: recompute blocks in the backward pass.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class VisionTransformer(nn.Module):
         layer_scale: float = 0.0,
         act_checkpoint: bool = False,
         channels: int = 3,
+        key_bias: bool = True,
+        sincos_first: str = "column",
     ) -> None:
         super().__init__()
         self.embed_dim, self.depth, self.patch_stride = embed_dim, depth, tuple(patch_stride)
@@ -64,19 +67,10 @@ class VisionTransformer(nn.Module):
         )
         self.patch_embed = PatchEmbed(channels, embed_dim, patch_kernel, patch_stride, patch_padding)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
-        self.pos_embed = self._positions(positions)
+        self.pos_embed = self._positions(positions, sincos_first)
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                init_values=layer_scale or None,
-                drop_path=rates[i],
-                norm_layer=layer_norm,
-                attn_layer=Attention,
-            )
+            transformer_block(embed_dim, num_heads, mlp_ratio, qkv_bias, key_bias, rates[i], layer_scale)
             for i in range(depth)
         )
         init_weights(self)
@@ -98,12 +92,13 @@ class VisionTransformer(nn.Module):
         """1 with a class token, else 0."""
         return int(self.cls_token is not None)
 
-    def _positions(self, kind: str) -> nn.Parameter | None:
+    def _positions(self, kind: str, first: str) -> nn.Parameter | None:
         tokens = self.num_prefix_tokens + torch.Size(self.grid).numel()
         if kind == "learned":
             return nn.Parameter(torch.zeros(1, tokens, self.embed_dim))
         if kind == "sincos":
-            return nn.Parameter(sincos_2d(self.grid, self.embed_dim, self.num_prefix_tokens > 0), requires_grad=False)
+            table = sincos_2d(self.grid, self.embed_dim, self.num_prefix_tokens > 0, first)
+            return nn.Parameter(table, requires_grad=False)
         return None
 
     def embed(self, x: Tensor) -> Tensor:
@@ -124,10 +119,7 @@ class VisionTransformer(nn.Module):
             tokens = self._select(tokens, keep)
         outputs = []
         for i, block in enumerate(self.blocks):
-            if self.act_checkpoint and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = run_block(block, tokens, self.act_checkpoint)
             if i in depths:
                 outputs.append(tokens)
         return outputs
@@ -164,6 +156,35 @@ class VisionTransformer(nn.Module):
         """Names that weight decay may spare (`MVIT.ZERO_DECAY_POS_CLS`)."""
         tables = {"cls_token": self.cls_token, "pos_embed": self.pos_embed}
         return {name for name, table in tables.items() if table is not None}
+
+
+def transformer_block(
+    dim: int,
+    num_heads: int,
+    mlp_ratio: float = 4.0,
+    qkv_bias: bool = True,
+    key_bias: bool = True,
+    drop_path: float = 0.0,
+    layer_scale: float = 0.0,
+) -> Block:
+    """timm's pre-norm block with our attention, as encoders and decoders are made of."""
+    return Block(
+        dim,
+        num_heads,
+        mlp_ratio=mlp_ratio,
+        qkv_bias=qkv_bias,
+        init_values=layer_scale or None,
+        drop_path=drop_path,
+        norm_layer=layer_norm,
+        attn_layer=Attention if key_bias else KeylessBiasAttention,
+    )
+
+
+def run_block(block: nn.Module, tokens: Tensor, act_checkpoint: bool) -> Tensor:
+    """The block's output; its activations are recomputed in the backward pass where `act_checkpoint` says so."""
+    if act_checkpoint and torch.is_grad_enabled():
+        return checkpoint(block, tokens, use_reentrant=False)
+    return block(tokens)
 
 
 def layer_norm(dim: int, **kwargs) -> nn.LayerNorm:

@@ -41,11 +41,14 @@ def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer over the model's groups; the model offers `layer_of`, `num_layers` and `no_weight_decay`."""
+    """The optimizer over the model's groups; the model answers for its names (see `EncoderModel`)."""
+    spared = model.no_weight_decay() if cfg.MVIT.ZERO_DECAY_POS_CLS else set()
+    if cfg.MASK.ZERO_DECAY_MASK_TOKEN:
+        spared = spared | model.mask_tokens()
     groups = parameter_groups(
         model,
         cfg.SOLVER.WEIGHT_DECAY,
-        no_decay_names=model.no_weight_decay() if cfg.MVIT.ZERO_DECAY_POS_CLS else (),
+        no_decay_names=spared,
         no_decay_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
         layer_decay=cfg.SOLVER.LAYER_DECAY,
         layer_of=model.layer_of,

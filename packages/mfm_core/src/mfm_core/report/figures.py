@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -58,6 +59,9 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> str:
     for task in tasks:
         numbered = [(i, run) for i, run in enumerate(runs) if run.task == task]
         shown = "".join(_figure(chart, numbered, labels) for chart in CHARTS)
+        for i, run in numbered:
+            whose = labels[i] if len(numbered) > 1 else ""
+            shown += "".join(_figure(chart, [(i, run)], labels) for chart in _family_charts(run, whose))
         others = "".join(_figure(chart, numbered, labels) for chart in _other_charts(run for _, run in numbered))
         body = f'<div class="charts">{shown}</div>' if shown else ""
         if others:
@@ -84,11 +88,29 @@ def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
     return section("Pictures", "".join(parts))
 
 
+def _family_charts(run: Run, whose: str) -> list[Chart]:
+    """One chart for all numbers of a run's steps that a count tells apart: fusion_weight_0, fusion_weight_1, …"""
+    return [
+        Chart(name.replace("_", " ").capitalize(), tuple(Line("step", key, key) for key in keys), unit=whose, zero=True)
+        for name, keys in _families(run).items()
+    ]
+
+
+def _families(run: Run) -> dict[str, list[str]]:
+    """The keys of a run's steps that differ in a number at their end only, by what they have in common."""
+    families: dict[str, list[str]] = {}
+    for key in run.keys("step"):
+        if found := re.fullmatch(r"(.+)_\d+", key):
+            families.setdefault(found[1], []).append(key)
+    return {name: keys for name, keys in families.items() if len(keys) > 1}
+
+
 def _other_charts(runs: Iterable[Run]) -> list[Chart]:
     """A chart for each further number that the runs logged."""
     known = {(line.kind, line.key) for chart in CHARTS for line in chart.lines}
     found: dict[tuple[str, str], None] = {}
     for run in runs:
+        known |= {("step", key) for keys in _families(run).values() for key in keys}
         for kind in ("step", "epoch"):
             found |= dict.fromkeys((kind, key) for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE)
     return [Chart(key, (Line(kind, key, key),)) for kind, key in found if (kind, key) not in known][:_MOST_OTHERS]

@@ -46,6 +46,8 @@ def vit_from_cfg(cfg: CfgNode) -> VisionTransformer:
         drop_path=cfg.MVIT.DROPPATH_RATE,
         layer_scale=cfg.MVIT.LAYER_SCALE_INIT_VALUE,
         act_checkpoint=cfg.MODEL.ACT_CHECKPOINT,
+        key_bias=cfg.MVIT.KEY_BIAS,
+        sincos_first=cfg.MVIT.SINCOS_FIRST,
     )
 
 

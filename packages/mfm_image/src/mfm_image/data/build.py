@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fvcore.common.config import CfgNode
 
 from mfm_core.data.loader import Loader, build_loader
@@ -11,7 +13,7 @@ from mfm_core.interfaces import MaskGenerator
 from mfm_core.parallel.world import World
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.data.folder import ImageFolder
-from mfm_image.data.transforms import EvalTransform, TrainTransform
+from mfm_image.data.transforms import EvalTransform, PaddedTransform, TrainTransform
 
 EVAL_SEED = 0
 """Which images and masks look after a run does not depend on its seed, so that runs can be compared."""
@@ -22,7 +24,8 @@ EVAL_WORKERS = 4
 def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
     """The training augmentation of DATA and AUG, with or without random erasing."""
     augment = cfg.AUG.ENABLE
-    return TrainTransform(
+    kind = partial(PaddedTransform, short_side=cfg.DATA.TRAIN_RESIZE_SHORT_SIDE, padding=cfg.DATA.TRAIN_CROP_PADDING)
+    return (kind if cfg.DATA.TRAIN_CROP_TYPE == "padded" else TrainTransform)(
         cfg.DATA.TRAIN_CROP_SIZE,
         cfg.DATA.MEAN,
         cfg.DATA.STD,

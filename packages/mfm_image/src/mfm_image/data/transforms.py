@@ -49,6 +49,14 @@ class Crop:
         return _scaled(self.top, self.height, reduction), _scaled(self.left, self.width, reduction)
 
 
+@dataclass(frozen=True)
+class PaddedCrop(Crop):
+    """The whole image, and where a window lies on it after resizing; -1 is one pixel beyond its edge."""
+
+    top_after: int = 0
+    left_after: int = 0
+
+
 class Transform(Protocol):
     """What `ImageDataset` asks for."""
 
@@ -124,14 +132,60 @@ class TrainTransform:
 
     def apply(self, pixels: Tensor, crop: Crop, reduction: int = 1) -> Tensor:
         """(3, h, w) uint8, the image reduced by `reduction`, to (3, size, size) float32."""
-        rows, columns = crop.reduced(reduction)
-        image = resize(pixels[:, rows, columns], (self.size, self.size), crop.interpolation)
+        image = self.cut(pixels, crop, reduction)
         if crop.flip:
             image = image.flip(-1)
         if self.recolor is not None:
             image = from_pil(self.recolor(to_pil(image)))
         image = self.normalize(image)
         return image if self.erase is None else self.erase(image)
+
+    def cut(self, pixels: Tensor, crop: Crop, reduction: int) -> Tensor:
+        """(3, h, w) uint8 to the crop's (3, size, size) uint8."""
+        rows, columns = crop.reduced(reduction)
+        return resize(pixels[:, rows, columns], (self.size, self.size), crop.interpolation)
+
+
+class PaddedTransform(TrainTransform):
+    """`TrainTransform` with another crop, MFF's: the short side is resized to the output's, the image padded by
+    reflection, and a window of the output's size placed at random (torchvision's `Resize` and padded `RandomCrop`).
+
+    Beside the arguments of `TrainTransform`, of which `scale` and `ratio` do not act:
+        short_side: of the resized image, pixels (`DATA.TRAIN_RESIZE_SHORT_SIDE`); 0 is `size`.
+        padding: pixels on each side (`DATA.TRAIN_CROP_PADDING`).
+
+    Raises:
+        UserError: where the padded image is smaller than the output, or the padding as large as the image.
+    """
+
+    def __init__(self, size: int, *args, short_side: int = 0, padding: int = 4, **kwargs) -> None:
+        super().__init__(size, *args, **kwargs)
+        self.short_side, self.padding = short_side or size, padding
+        if self.short_side + 2 * padding < size or padding >= self.short_side:
+            raise UserError(
+                f"DATA.TRAIN_RESIZE_SHORT_SIDE {self.short_side} with DATA.TRAIN_CROP_PADDING {padding} does not cover "
+                f"DATA.TRAIN_CROP_SIZE {size}; the padding must also be smaller than the image."
+            )
+
+    def plan(self, height: int, width: int, rng: random.Random) -> PaddedCrop:
+        """Where the window lies on the resized and padded image, then whether it is mirrored."""
+        interpolation = rng.choice(self.interpolations) if len(self.interpolations) > 1 else self.interpolations[0]
+        sides = short_side_size(height, width, self.short_side)
+        top, left = (rng.randint(0, side + 2 * self.padding - self.size) - self.padding for side in sides)
+        flip = rng.random() < self.flip
+        return PaddedCrop(0, 0, height, width, interpolation, flip, top_after=top, left_after=left)
+
+    def reduction(self, crop: Crop) -> int:
+        """The largest at which the image is not smaller than it will be resized to."""
+        return largest_reduction(crop.height, crop.width, *short_side_size(crop.height, crop.width, self.short_side))
+
+    def cut(self, pixels: Tensor, crop: PaddedCrop, reduction: int) -> Tensor:
+        """(3, h, w) uint8, the whole image reduced by `reduction`, to the window's (3, size, size) uint8."""
+        height, width = short_side_size(crop.height, crop.width, self.short_side)
+        image = resize(pixels, (height, width), crop.interpolation)
+        rows = reflected(crop.top_after, self.size, height)
+        columns = reflected(crop.left_after, self.size, width)
+        return image[:, rows][:, :, columns]
 
 
 class EvalTransform:
@@ -216,6 +270,12 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     if tuple(pixels.shape[1:]) == size:
         return pixels
     return interpolate(pixels[None], size=size, mode=interpolation, antialias=True, align_corners=False)[0]
+
+
+def reflected(start: int, count: int, side: int) -> Tensor:
+    """The places `start` … of an axis of `side` pixels, (count,) int64; those beyond an edge are mirrored at it."""
+    places = (torch.arange(start, start + count)).abs()
+    return torch.where(places >= side, 2 * (side - 1) - places, places)
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:

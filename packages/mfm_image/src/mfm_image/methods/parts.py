@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.plan import arch_of, corruption_of, target_of
+from mfm_core.config.plan import arch_of, corruption_of, method_of, target_of
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Backbone, Grid, MaskGenerator, Target
 from mfm_core.masking.block import BlockMask
+from mfm_core.masking.random import RandomMask, hidden_tokens
 from mfm_core.registry import Registry
 from mfm_core.targets.hog import HOGTarget
+from mfm_core.targets.pixel import PixelTarget
 from mfm_image.backbones.vit import vit_from_cfg
 
 METHODS = Registry("pre-training method", key="MASK.METHOD")
@@ -20,6 +23,9 @@ MASKS = Registry("corruption", key="AUG.MASK_TYPE")
 """Name -> (configuration, grid) -> `MaskGenerator`."""
 TARGETS = Registry("target", key="MASK.TARGET")
 """Name -> (configuration, backbone) -> `Target`."""
+
+EQUAL_COUNTS = ("mae", "mff")
+"""Methods that hide the same number of tokens in each image: the others make one tensor."""
 
 BACKBONES.register("vit")(vit_from_cfg)
 
@@ -49,10 +55,22 @@ def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
         )
 
 
+def hidden_from_cfg(cfg: CfgNode, grid: Grid) -> int:
+    """The number of tokens that every mask hides where all hide the same."""
+    return hidden_tokens(torch.Size(grid).numel(), cfg.AUG.MASK_RATIO, cfg.MASK.COUNT)
+
+
 @MASKS.register("block")
 def block_from_cfg(cfg: CfgNode, grid: Grid) -> BlockMask:
     """Rectangles of tokens."""
-    return BlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK)
+    exact = hidden_from_cfg(cfg, grid) if method_of(cfg) in EQUAL_COUNTS else None
+    return BlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK, exact)
+
+
+@MASKS.register("random")
+def random_from_cfg(cfg: CfgNode, grid: Grid) -> RandomMask:
+    """Single tokens."""
+    return RandomMask(grid, hidden_from_cfg(cfg, grid))
 
 
 @TARGETS.register("hog")
@@ -63,3 +81,10 @@ def hog_from_cfg(cfg: CfgNode, backbone: Backbone) -> HOGTarget:
     return HOGTarget(
         backbone.patch_stride, bins=cfg.HOG.BINS, cell=cfg.HOG.CELL, gaussian_window=cfg.HOG.GAUSSIAN_WINDOW
     )
+
+
+@TARGETS.register("pixel")
+def pixel_from_cfg(cfg: CfgNode, backbone: Backbone) -> PixelTarget:
+    """The pixels of each patch."""
+    normalise = cfg.MASK.PIXEL_VARIANCE if cfg.MASK.NORM_PRED_PIXEL else "none"
+    return PixelTarget(backbone.patch_stride, order=cfg.MASK.PIXEL_ORDER, normalise=normalise)
