@@ -38,6 +38,8 @@ class VisionTransformer(nn.Module):
     layer_scale: initial value, 0 for none. act_checkpoint: recompute blocks in the backward pass.
     """
 
+    needs_norm = True
+
     def __init__(
         self,
         size: Grid,
