@@ -22,8 +22,7 @@ from mfm_core.nn.vit import VisionTransformer
 from mfm_core.objective import CorruptedPrediction
 from mfm_core.targets.spectrum import SpectrumTarget
 from mfm_image.backbones.resnet import ResNet
-from mfm_image.methods import mfm  # noqa: F401  registers what draws
-from mfm_image.methods.parts import MASKS
+from mfm_image.methods.mfm import blur_kernels_from_cfg
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -387,7 +386,7 @@ def test_draws_of_kernels(folder):
     config = case["config"]
     blur, recorded = config["defaults"]["blur"], config["kernel_size_counts_in_4000_draws"]
     count = sum(recorded.values())
-    draws = MASKS.get("deblur")(load_config(None), (1, 1))
+    draws = blur_kernels_from_cfg(load_config(None), (1, 1))
     generator = torch.Generator().manual_seed(0)
     drawn = [draws.draw(generator) for _ in range(count)]
     for size, times in recorded.items():

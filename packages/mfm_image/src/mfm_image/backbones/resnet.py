@@ -5,7 +5,7 @@ Blocks are torchvision's, and so are the parameter names, which MFM's and timm's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -124,16 +124,17 @@ def _once(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextMana
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module):
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """No momentum leaves running statistics as they are. (Without them autograd would find fewer tensors to keep.)"""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    tracked = [norm.track_running_stats for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = not norm.training and norm.track_running_stats
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, before in zip(norms, tracked):
-            norm.track_running_stats = before
+        for norm, (momentum, batches) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def resnet_from_cfg(cfg: CfgNode) -> ResNet:
