@@ -103,6 +103,8 @@ class Backbone(Protocol):
     depth: int
     num_prefix_tokens: int
     """Tokens before the patches': 1 with a class token, else 0."""
+    needs_norm: bool
+    """Whether heads begin with a LayerNorm: a ViT ends without one, a ResNet has its own norms."""
     num_layers: int
     """The layer of a head, for layer decay."""
 

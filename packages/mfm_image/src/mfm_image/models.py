@@ -10,7 +10,7 @@ from mfm_core.config import method_of, task_of
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.interfaces import Grid
 from mfm_core.objective import Classifier, EncoderModel
-from mfm_image.methods import mae, maskfeat, mff  # noqa: F401  importing a method registers it
+from mfm_image.methods import mae, maskfeat, mff, mfm  # noqa: F401  importing a method registers it
 from mfm_image.methods.parts import METHODS, backbone_from_cfg, masks_from_cfg
 
 
@@ -24,6 +24,7 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
         mean_pooling=cfg.MVIT.USE_MEAN_POOLING,
         dropout=cfg.MODEL.DROPOUT_RATE,
         init_scale=cfg.MVIT.HEAD_INIT_SCALE,
+        norm=backbone.needs_norm,
     )
     return Classifier(backbone, head)
 

@@ -171,6 +171,8 @@ _C.MVIT.RESIDUAL_POOLING = False
 _C.RESNET = CN()
 # 50 | 101 | 152
 _C.RESNET.DEPTH = 50
+# ours: the last BatchNorm of each block starts at zero, so that blocks start as the identity.
+_C.RESNET.ZERO_INIT = True
 
 _C.MASK = CN()
 _C.MASK.ENABLE = False
@@ -211,6 +213,52 @@ _C.MFF.LAYERS = [0, 2, 4, 6, 8]
 _C.MFM = CN()
 # What is done to the input: frequency | sr | deblur | denoise.
 _C.MFM.CORRUPTION = "frequency"
+# frequency: low frequencies are nearer to the centre than RADIUS, or at least RADIUS_OUTER away from it.
+_C.MFM.RADIUS = 16.0
+_C.MFM.RADIUS_OUTER = 999.0
+# Probability that the encoder sees the low frequencies of an image, and not the high ones.
+_C.MFM.LOW_PASS_RATIO = 0.5
+# The centre: dc, the frequency zero. half: half the image's size, also where that is odd (CoinCheung/MFM).
+_C.MFM.CENTRE = "dc"
+# clamped: pixels are filtered and clamped to [0, 1]. magnitude: of the filtered normalised image (CoinCheung/MFM).
+_C.MFM.FILTER = "clamped"
+# sr: the image is made this many times smaller, and enlarged again.
+_C.MFM.SR_FACTOR = 8
+# deblur: kernel sizes, drawn evenly; kinds (iso | aniso | generalized_iso | generalized_aniso | plateau_iso |
+# plateau_aniso | sinc) and their probabilities; ranges of what shapes them (pixels, radians, exponents).
+_C.MFM.BLUR_KERNEL_SIZE = [7, 9, 11, 13, 15, 17, 19, 21]
+_C.MFM.BLUR_KERNEL_LIST = [
+    *("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc"),
+]
+_C.MFM.BLUR_KERNEL_PROB = [0.405, 0.225, 0.108, 0.027, 0.108, 0.027, 0.1]
+_C.MFM.BLUR_SIGMA_X = [0.2, 3.0]
+_C.MFM.BLUR_SIGMA_Y = [0.2, 3.0]
+_C.MFM.BLUR_ROTATE_ANGLE = [-3.1416, 3.1416]
+_C.MFM.BLUR_BETA_GAUSSIAN = [0.5, 4.0]
+_C.MFM.BLUR_BETA_PLATEAU = [1.0, 2.0]
+# denoise: kinds (gaussian | poisson) and their probabilities; range of the Gaussian's standard deviation (8-bit
+# levels) and of the factor on Poisson noise; probability of noise without colour.
+_C.MFM.NOISE_TYPE = ["gaussian", "poisson"]
+_C.MFM.NOISE_PROB = [0.5, 0.5]
+_C.MFM.NOISE_GAUSSIAN_SIGMA = [1.0, 30.0]
+_C.MFM.NOISE_GAUSSIAN_GREY_PROB = 0.4
+_C.MFM.NOISE_POISSON_SCALE = [0.05, 3.0]
+_C.MFM.NOISE_POISSON_GREY_PROB = 0.4
+# MASK.TARGET spectrum: predict the grey image, one channel (CoinCheung/MFM).
+_C.MFM.GREY = False
+# Its loss |difference|^LOSS_GAMMA, LOSS_EPS under the root, is averaged over: masked, the batch's hidden frequencies.
+# normal: all. sample: each image's hidden ones, then the images. "": masked where frequencies are hidden, else normal.
+_C.MFM.LOSS_REDUCTION = ""
+_C.MFM.LOSS_GAMMA = 1.0
+_C.MFM.LOSS_EPS = 1e-12
+# Spectra of PATCH_FACTOR x PATCH_FACTOR pieces of the image; averaged over the batch first.
+_C.MFM.PATCH_FACTOR = 1
+_C.MFM.AVE_SPECTRUM = False
+# Weigh each frequency by |difference|^MATRIX_GAMMA (by the log of it), over its maximum in the image (in the batch).
+_C.MFM.WITH_MATRIX = False
+_C.MFM.MATRIX_GAMMA = 1.0
+_C.MFM.LOG_MATRIX = False
+_C.MFM.BATCH_MATRIX = False
 
 # ours: the HOG target (PySlowFast's constants are the defaults).
 _C.HOG = CN()
@@ -220,7 +268,7 @@ _C.HOG.CELL = 8
 # Side of the Gaussian window on the magnitudes, pixels; 0 is none.
 _C.HOG.GAUSSIAN_WINDOW = 0
 
-# PySlowFast's precise BatchNorm statistics; no model here has BatchNorm yet.
+# PySlowFast's precise BatchNorm statistics: not computed here, a ResNet is evaluated with its running ones.
 _C.BN = CN()
 _C.BN.USE_PRECISE_STATS = False
 _C.BN.NUM_BATCHES_PRECISE = 200

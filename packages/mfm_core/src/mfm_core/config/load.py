@@ -116,7 +116,7 @@ def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None
     kinds = {type(d) for d in default or ()} or {float, list, tuple}
     allowed = (*kinds, int) if float in kinds else tuple(kinds)
     if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in value):
-        what = "numbers" if float in kinds else "whole numbers"
+        what = "words" if kinds == {str} else "numbers" if float in kinds else "whole numbers"
         raise UserError(f"{where}{key} takes a list of {what}, not {list(value)!r}.")
 
 

@@ -31,6 +31,9 @@ CHOICES: dict[str, tuple] = {
     "MVIT.SINCOS_FIRST": ("column", "row"),
     "AUG.MASK_TYPE": ("", "block", "random"),
     "MFM.CORRUPTION": ("frequency", "sr", "deblur", "denoise"),
+    "MFM.CENTRE": ("dc", "half"),
+    "MFM.FILTER": ("clamped", "magnitude"),
+    "MFM.LOSS_REDUCTION": ("", "masked", "normal", "sample"),
     "RESNET.DEPTH": (50, 101, 152),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
     "SOLVER.LR_POLICY": ("cosine", "constant"),
@@ -83,6 +86,25 @@ RANGES: dict[str, tuple[float, float]] = {
     "MASK.DECODER_EMBED_DIM": (1, _INF),
     "MASK.DECODER_NUM_HEADS": (0, _INF),
     "MFF.LAYERS": (0, _INF),
+    "MFM.RADIUS": (0, _INF),
+    "MFM.RADIUS_OUTER": (0, _INF),
+    "MFM.LOW_PASS_RATIO": (0, 1),
+    "MFM.SR_FACTOR": (2, _INF),
+    "MFM.BLUR_KERNEL_SIZE": (1, _INF),
+    "MFM.BLUR_KERNEL_PROB": (0, _INF),
+    "MFM.BLUR_SIGMA_X": (1e-3, _INF),
+    "MFM.BLUR_SIGMA_Y": (1e-3, _INF),
+    "MFM.BLUR_BETA_GAUSSIAN": (1e-3, _INF),
+    "MFM.BLUR_BETA_PLATEAU": (1e-3, _INF),
+    "MFM.NOISE_PROB": (0, _INF),
+    "MFM.NOISE_GAUSSIAN_SIGMA": (0, _INF),
+    "MFM.NOISE_GAUSSIAN_GREY_PROB": (0, 1),
+    "MFM.NOISE_POISSON_SCALE": (0, _INF),
+    "MFM.NOISE_POISSON_GREY_PROB": (0, 1),
+    "MFM.LOSS_GAMMA": (1e-3, _INF),
+    "MFM.LOSS_EPS": (1e-30, 1),
+    "MFM.PATCH_FACTOR": (1, _INF),
+    "MFM.MATRIX_GAMMA": (1e-3, _INF),
     "HOG.BINS": (1, _INF),
     "HOG.CELL": (1, _INF),
     "HOG.GAUSSIAN_WINDOW": (0, _INF),
@@ -124,9 +146,27 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "DATA.STD": (3,),
     "DATA.TRAIN_JITTER_SCALES_RELATIVE": (0, 2),
     "DATA.TRAIN_JITTER_ASPECT_RELATIVE": (0, 2),
+    "MFM.BLUR_SIGMA_X": (2,),
+    "MFM.BLUR_SIGMA_Y": (2,),
+    "MFM.BLUR_ROTATE_ANGLE": (2,),
+    "MFM.BLUR_BETA_GAUSSIAN": (2,),
+    "MFM.BLUR_BETA_PLATEAU": (2,),
+    "MFM.NOISE_GAUSSIAN_SIGMA": (2,),
+    "MFM.NOISE_POISSON_SCALE": (2,),
     "SOLVER.BETAS": (2,),
 }
 """How many numbers a list may have, where that is fixed."""
 
-NOT_EMPTY = ("MASK.PRETRAIN_DEPTH", "MFF.LAYERS", "KNN.K")
+NOT_EMPTY = ("MASK.PRETRAIN_DEPTH", "MFF.LAYERS", "MFM.BLUR_KERNEL_SIZE", "KNN.K")
 """Lists that need at least one element."""
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "MFM.BLUR_KERNEL_LIST": (
+        *("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc"),
+    ),
+    "MFM.NOISE_TYPE": ("gaussian", "poisson"),
+}
+"""Lists of words, and what the words can be."""
+
+WEIGHTED = {"MFM.BLUR_KERNEL_LIST": "MFM.BLUR_KERNEL_PROB", "MFM.NOISE_TYPE": "MFM.NOISE_PROB"}
+"""Lists that are drawn from, and the list with the probability of each element."""

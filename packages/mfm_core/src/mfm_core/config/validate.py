@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.load import flatten
 from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, target_of, task_of
-from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES
+from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES, WEIGHTED, WORDS
 from mfm_core.errors import UserError
 
 VIDEO_ONLY = (
@@ -60,6 +60,27 @@ PRETRAIN_ONLY = (
     "MONITOR.NUM_PICTURES",
     "KNN.PERIOD",
 )
+VIT_ONLY = (
+    "MVIT.SIZE",
+    "MVIT.EMBED_DIM",
+    "MVIT.DEPTH",
+    "MVIT.NUM_HEADS",
+    "MVIT.MLP_RATIO",
+    "MVIT.QKV_BIAS",
+    "MVIT.PATCH_2D",
+    "MVIT.CLS_EMBED_ON",
+    "MVIT.USE_ABS_POS",
+    "MVIT.USE_FIXED_SINCOS_POS",
+    "MVIT.DROPPATH_RATE",
+    "MVIT.LAYER_SCALE_INIT_VALUE",
+    "MVIT.ZERO_DECAY_POS_CLS",
+)
+MFM_ONLY = {
+    "frequency": ("MFM.RADIUS", "MFM.RADIUS_OUTER", "MFM.LOW_PASS_RATIO", "MFM.CENTRE", "MFM.FILTER"),
+    "sr": ("MFM.SR_FACTOR",),
+    "deblur": tuple(f"MFM.{key}" for key in get_cfg().MFM if key.startswith("BLUR_")),
+    "denoise": tuple(f"MFM.{key}" for key in get_cfg().MFM if key.startswith("NOISE_")),
+}
 FINETUNE_ONLY = (
     "MIXUP.ENABLE",
     "DATA.LABEL_FRACTION",
@@ -127,7 +148,34 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         "acts with MVIT.USE_FIXED_SINCOS_POS and in masked autoencoders only",
         ("MVIT.SINCOS_FIRST",),
     ),
-    (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
+    (lambda c: arch_of(c) != "resnet", "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
+    (
+        lambda c: arch_of(c) == "resnet",
+        "has no effect: evaluation takes BatchNorm's running statistics",
+        ("BN.USE_PRECISE_STATS",),
+    ),
+    (lambda c: arch_of(c) == "resnet", "acts in ViTs only", VIT_ONLY),
+    (lambda c: arch_of(c) != "resnet", "acts with MODEL.ARCH resnet only", ("RESNET.DEPTH", "RESNET.ZERO_INIT")),
+    *(
+        (lambda c, kind=kind: not _corrupts(c, kind), f"acts in pre-training with MFM.CORRUPTION {kind} only", keys)
+        for kind, keys in MFM_ONLY.items()
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and method_of(c) == "mfm",
+        "has no effect with MASK.METHOD mfm",
+        ("AUG.MASK_RATIO", "AUG.MAX_MASK_PATCHES_PER_BLOCK", "MASK.PRETRAIN_DEPTH", "MASK.HEAD_TYPE"),
+    ),
+    (
+        lambda c: task_of(c) != "pretrain" or target_of(c) != "spectrum",
+        "acts with MASK.TARGET spectrum only",
+        ("MFM.GREY", "MFM.LOSS_REDUCTION", "MFM.LOSS_GAMMA", "MFM.LOSS_EPS", "MFM.PATCH_FACTOR", "MFM.AVE_SPECTRUM")
+        + ("MFM.WITH_MATRIX",),
+    ),
+    (
+        lambda c: not c.MFM.WITH_MATRIX,
+        "acts with MFM.WITH_MATRIX only",
+        ("MFM.MATRIX_GAMMA", "MFM.LOG_MATRIX", "MFM.BATCH_MATRIX"),
+    ),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
     (
         lambda c: c.DATA.TRAIN_CROP_TYPE != "padded",
@@ -212,6 +260,7 @@ def _refusals(cfg: CfgNode) -> Iterator[str]:
     yield from _refuse_values(cfg)
     yield from _refuse_model(cfg)
     yield from _refuse_method(cfg)
+    yield from _refuse_draws(cfg)
     yield from _refuse_solver(cfg)
 
 
@@ -249,6 +298,11 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
             "a ViT's positions belong to one size."
+        )
+    if image and task_of(cfg) == "pretrain" and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
+        yield (
+            f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
+            "what pre-training predicts belongs to one size."
         )
     if cfg.MVIT.NORM != "layernorm":
         yield f"MVIT.NORM is '{cfg.MVIT.NORM}'; it can be layernorm."
@@ -295,10 +349,42 @@ def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
         yield f"MASK.DECODER_DEPTH is 0; {method} predicts what is hidden by a decoder of at least 1 block, usually 8."
     if method == "maskfeat" and cfg.MASK.HEAD_TYPE != "separate":
         yield "MASK.HEAD_TYPE separate_xformer belongs to masked autoencoders; MaskFeat takes separate."
+    if target == "spectrum" and corruption != "frequency" and cfg.MFM.LOSS_REDUCTION in ("masked", "sample"):
+        yield (
+            f"MFM.LOSS_REDUCTION {cfg.MFM.LOSS_REDUCTION} averages over hidden frequencies, and {corruption} hides "
+            "none; take normal, or '' for what fits."
+        )
+    if (cfg.MFM.AVE_SPECTRUM or cfg.MFM.BATCH_MATRIX) and target == "spectrum" and cfg.TRAIN.ACCUM_STEPS > 1:
+        key = "MFM.AVE_SPECTRUM" if cfg.MFM.AVE_SPECTRUM else "MFM.BATCH_MATRIX"
+        yield f"{key} True makes a loss over the whole batch, which TRAIN.ACCUM_STEPS cannot cut up; set that to 1."
+    if target == "spectrum" and cfg.DATA.TRAIN_CROP_SIZE % cfg.MFM.PATCH_FACTOR:
+        yield f"MFM.PATCH_FACTOR {cfg.MFM.PATCH_FACTOR} must divide DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}."
     if corruption in TOKENS and not 0.0 < cfg.AUG.MASK_RATIO < 1.0:
         yield f"AUG.MASK_RATIO is {cfg.AUG.MASK_RATIO}; pre-training needs a share between 0 and 1, for example 0.4."
     if cfg.MODEL.LOSS_FUNC != "multi_mse":
         yield f"MODEL.LOSS_FUNC is '{cfg.MODEL.LOSS_FUNC}'; pre-training takes multi_mse."
+
+
+def _refuse_draws(cfg: CfgNode) -> Iterator[str]:
+    """What MFM's degradations draw from."""
+    for key, words in WORDS.items():
+        for word in _get(cfg, key):
+            if word not in words:
+                yield f"{key} has '{word}'; it can have {', '.join(words)}."
+    for key, weights in WEIGHTED.items():
+        if len(_get(cfg, key)) != len(_get(cfg, weights)) or not sum(_get(cfg, weights)) > 0:
+            yield f"{weights} needs a probability for each of {key} {_get(cfg, key)}, and not zeros only."
+    if any(size % 2 == 0 for size in cfg.MFM.BLUR_KERNEL_SIZE):
+        yield f"MFM.BLUR_KERNEL_SIZE {cfg.MFM.BLUR_KERNEL_SIZE} must be odd, so that kernels have a centre."
+    size = cfg.DATA.TRAIN_CROP_SIZE
+    if _corrupts(cfg, "deblur") and max(cfg.MFM.BLUR_KERNEL_SIZE) // 2 >= size:
+        yield f"MFM.BLUR_KERNEL_SIZE {max(cfg.MFM.BLUR_KERNEL_SIZE)} is too large for DATA.TRAIN_CROP_SIZE {size}."
+    if _corrupts(cfg, "sr") and size < cfg.MFM.SR_FACTOR:
+        yield f"MFM.SR_FACTOR {cfg.MFM.SR_FACTOR} leaves nothing of DATA.TRAIN_CROP_SIZE {size}."
+
+
+def _corrupts(cfg: CfgNode, kind: str) -> bool:
+    return task_of(cfg) == "pretrain" and corruption_of(cfg) == kind
 
 
 def _refuse_classifier(cfg: CfgNode) -> Iterator[str]:
@@ -328,6 +414,10 @@ def _warnings(cfg: CfgNode) -> Iterator[str]:
     for holds, why, keys in IDLE:
         if holds(cfg):
             yield from _name(cfg, keys, why)
+    if target_of(cfg) == "spectrum" and task_of(cfg) == "pretrain" and cfg.NUM_GPUS * cfg.NUM_SHARDS > 1:
+        for key in ("MFM.AVE_SPECTRUM", "MFM.BATCH_MATRIX"):
+            if _get(cfg, key):
+                yield f"{key} True makes a loss over each process's own images; the result depends on their number."
     if task_of(cfg) == "pretrain" and not cfg.AUG.GEN_MASK_LOADER:
         yield "AUG.GEN_MASK_LOADER False has no effect: masks are always made in the loader."
 

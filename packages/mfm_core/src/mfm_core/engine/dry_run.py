@@ -83,7 +83,7 @@ def describe_run(model: nn.Module, example: tuple[Tensor, ...], plan: RunPlan, p
 def forward_macs(model: nn.Module, example: tuple[Tensor, ...]) -> int:
     """Multiply-adds of the matrix products and convolutions in one forward pass; `example`: its input, on meta."""
     with FlopCounterMode(display=False) as flops:
-        _on_meta(model)(*example)
+        _on_meta(model).eval()(*example)  # BatchNorm cannot train on one image whose last feature map is one cell
     return flops.get_total_flops() // 2
 
 

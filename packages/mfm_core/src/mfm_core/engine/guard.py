@@ -10,9 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfm_core.errors import UserError
+
+
+class BufferGuard:
+    """Keeps a faulty step from what forward passes change by themselves: BatchNorm's running statistics."""
+
+    def __init__(self, model: nn.Module) -> None:
+        saved = model.state_dict()
+        self.buffers = [b for name, b in model.named_buffers() if name in saved and b.is_floating_point()]
+
+    def read(self) -> Tensor:
+        """All of them in one tensor, before the step."""
+        return torch.cat([b.flatten() for b in self.buffers]) if self.buffers else torch.empty(0)
+
+    def restore(self, before: Tensor, fault: Tensor) -> None:
+        """Puts back what `read` gave where `fault` is 1.0."""
+        if self.buffers:
+            kept = torch.where(fault > 0, before, self.read()).split([b.numel() for b in self.buffers])
+            torch._foreach_copy_(self.buffers, [part.view_as(b) for part, b in zip(kept, self.buffers)])
 
 
 class StepGuard:

@@ -12,7 +12,8 @@ class ClassificationHead(nn.Module):
     """Three read-outs, as PySlowFast has them.
 
     mean_pooling: the mean over the patch tokens, then the norm. Otherwise the norm, then the class token, or the mean
-    where the encoder has none. init_scale multiplies the initial linear layer.
+    where the encoder has none. init_scale multiplies the initial linear layer. norm: False leaves the norm out, for
+    encoders that have their own (ResNets).
     """
 
     def __init__(
@@ -23,10 +24,11 @@ class ClassificationHead(nn.Module):
         mean_pooling: bool,
         dropout: float = 0.0,
         init_scale: float = 1.0,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.num_prefix_tokens, self.mean_pooling = num_prefix_tokens, mean_pooling
-        self.norm = layer_norm(embed_dim)
+        self.norm = layer_norm(embed_dim) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embed_dim, num_classes)
         init_weights(self)

@@ -1,4 +1,4 @@
-"""MaskFeat's prediction head: a norm and a linear layer, one pair for each encoder depth that is predicted from."""
+"""A norm and a linear layer, one pair for each encoder depth that is predicted from: MaskFeat's head, and MFM's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from mfm_core.nn.vit import init_weights, layer_norm
 
 
 class SeparateHeads(nn.Module):
-    """Module names are PySlowFast's (`transforms.i.0`, `projections.i`)."""
+    """Module names are PySlowFast's (`transforms.i.0`, `projections.i`). norm: False leaves the norm out."""
 
-    def __init__(self, embed_dim: int, target_dim: int, depths: int = 1) -> None:
+    def __init__(self, embed_dim: int, target_dim: int, depths: int = 1, norm: bool = True) -> None:
         super().__init__()
-        self.transforms = nn.ModuleList(nn.Sequential(layer_norm(embed_dim)) for _ in range(depths))
+        norms = ([layer_norm(embed_dim)] if norm else [] for _ in range(depths))
+        self.transforms = nn.ModuleList(nn.Sequential(*modules) for modules in norms)
         self.projections = nn.ModuleList(nn.Linear(embed_dim, target_dim) for _ in range(depths))
         init_weights(self, bias=0.0)
 

@@ -39,6 +39,8 @@ class VisionTransformer(nn.Module):
     act_checkpoint: recompute blocks in the backward pass.
     """
 
+    needs_norm = True
+
     def __init__(
         self,
         size: Grid,

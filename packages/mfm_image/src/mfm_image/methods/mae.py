@@ -12,10 +12,16 @@ from mfm_core.config import get_cfg
 from mfm_core.errors import UserError
 from mfm_core.heads.decoder import TransformerDecoder
 from mfm_core.interfaces import Backbone
-from mfm_core.losses.masked import MaskedMSE
 from mfm_core.nn.init import init_autoencoder
 from mfm_core.objective import MaskedAutoencoder
-from mfm_image.methods.parts import METHODS, backbone_from_cfg, check_patches, hidden_from_cfg, target_from_cfg
+from mfm_image.methods.parts import (
+    METHODS,
+    backbone_from_cfg,
+    check_patches,
+    hidden_from_cfg,
+    loss_from_cfg,
+    target_from_cfg,
+)
 
 
 @METHODS.register("mae")
@@ -41,7 +47,7 @@ def autoencoder_from_cfg(
         backbone=backbone,
         head=decoder_from_cfg(cfg, backbone, target.dim),
         target=target,
-        loss=MaskedMSE(),
+        loss=loss_from_cfg(cfg, backbone),
         num_visible=torch.Size(backbone.grid).numel() - hidden_from_cfg(cfg, backbone.grid),
         depths=[*earlier, last],
         neck=neck,

@@ -7,9 +7,8 @@ from fvcore.common.config import CfgNode
 from mfm_core.corruption.tokens import MaskToken
 from mfm_core.errors import UserError
 from mfm_core.heads.linear import SeparateHeads
-from mfm_core.losses.masked import MaskedMSE
 from mfm_core.objective import MaskedPrediction
-from mfm_image.methods.parts import METHODS, backbone_from_cfg, check_patches, target_from_cfg
+from mfm_image.methods.parts import METHODS, backbone_from_cfg, check_patches, loss_from_cfg, target_from_cfg
 
 
 @METHODS.register("maskfeat")
@@ -29,6 +28,6 @@ def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
         corruption=MaskToken(backbone.embed_dim),
         head=SeparateHeads(backbone.embed_dim, target.dim, len(depths)),
         target=target,
-        loss=MaskedMSE(),
+        loss=loss_from_cfg(cfg, backbone),
         depths=depths,
     )

@@ -7,12 +7,16 @@ from fvcore.common.config import CfgNode
 
 from mfm_core.config.plan import arch_of, corruption_of, method_of, target_of
 from mfm_core.errors import UserError
-from mfm_core.interfaces import Backbone, Grid, MaskGenerator, Target
+from mfm_core.interfaces import Backbone, Grid, Loss, MaskGenerator, Target
+from mfm_core.losses.frequency import FrequencyDistance, PastedDistance, Variant
+from mfm_core.losses.masked import MaskedMSE, MeanMSE
 from mfm_core.masking.block import BlockMask
 from mfm_core.masking.random import RandomMask, hidden_tokens
 from mfm_core.registry import Registry
 from mfm_core.targets.hog import HOGTarget
 from mfm_core.targets.pixel import PixelTarget
+from mfm_core.targets.spectrum import SpectrumTarget
+from mfm_image.backbones.resnet import resnet_from_cfg
 from mfm_image.backbones.vit import vit_from_cfg
 
 METHODS = Registry("pre-training method", key="MASK.METHOD")
@@ -28,6 +32,7 @@ EQUAL_COUNTS = ("mae", "mff")
 """Methods that hide the same number of tokens in each image: the others make one tensor."""
 
 BACKBONES.register("vit")(vit_from_cfg)
+BACKBONES.register("resnet")(resnet_from_cfg)
 
 
 def backbone_from_cfg(cfg: CfgNode) -> Backbone:
@@ -45,9 +50,33 @@ def target_from_cfg(cfg: CfgNode, backbone: Backbone) -> Target:
     return TARGETS.get(target_of(cfg))(cfg, backbone)
 
 
+def loss_from_cfg(cfg: CfgNode, backbone: Backbone) -> Loss:
+    """How prediction and target are compared: what the target asks for, over what the method hides."""
+    whole = method_of(cfg) == "mfm"
+    if target_of(cfg) != "spectrum":
+        return MeanMSE() if whole else MaskedMSE()
+    variant = Variant(
+        loss_gamma=cfg.MFM.LOSS_GAMMA,
+        matrix_gamma=cfg.MFM.MATRIX_GAMMA,
+        patch_factor=cfg.MFM.PATCH_FACTOR,
+        ave_spectrum=cfg.MFM.AVE_SPECTRUM,
+        with_matrix=cfg.MFM.WITH_MATRIX,
+        log_matrix=cfg.MFM.LOG_MATRIX,
+        batch_matrix=cfg.MFM.BATCH_MATRIX,
+        eps=cfg.MFM.LOSS_EPS,
+    )
+    own = "masked" if corruption_of(cfg) == "frequency" else "normal"
+    distance = FrequencyDistance(backbone.grid, backbone.patch_stride, cfg.MFM.LOSS_REDUCTION or own, variant)
+    return distance if whole else PastedDistance(distance)
+
+
 def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
-    """Raises UserError where a ViT's patches overlap or leave gaps, so that no target belongs to a token alone."""
-    patch = backbone.patch_stride
+    """Raises UserError where tokens overlap, leave gaps or reach beyond the image, so that none has its own target."""
+    patch, side = backbone.patch_stride, cfg.DATA.TRAIN_CROP_SIZE
+    if side % patch[0]:
+        raise UserError(
+            f"Pre-training a ResNet needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[0]}, its last stride."
+        )
     if arch_of(cfg) == "vit" and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
         raise UserError(
             f"Pre-training needs patches that do not overlap: MVIT.PATCH_KERNEL {list(cfg.MVIT.PATCH_KERNEL)} must "
@@ -71,6 +100,12 @@ def block_from_cfg(cfg: CfgNode, grid: Grid) -> BlockMask:
 def random_from_cfg(cfg: CfgNode, grid: Grid) -> RandomMask:
     """Single tokens."""
     return RandomMask(grid, hidden_from_cfg(cfg, grid))
+
+
+@TARGETS.register("spectrum")
+def spectrum_from_cfg(cfg: CfgNode, backbone: Backbone) -> SpectrumTarget:
+    """The image itself, whose spectrum the loss compares."""
+    return SpectrumTarget(backbone.patch_stride, cfg.MFM.GREY)
 
 
 @TARGETS.register("hog")
