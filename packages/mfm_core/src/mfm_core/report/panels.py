@@ -42,9 +42,12 @@ def masked_image(image: np.ndarray, mask: Tensor | np.ndarray, patch: int | tupl
 
 
 def sheet(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None = None
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    captions: Sequence[str | Sequence[str]] | None = None,
 ) -> Image.Image:
-    """Rows of images (H, W, 3) uint8 under column `titles`, with gutters, and a line of `captions` under each row.
+    """Rows of images (H, W, 3) uint8 under column `titles`, with gutters, and a line of `captions` under each row:
+    one text, or one for each panel.
 
     Every panel has the width of the largest image, at least 192 pixels: smaller images are enlarged by whole pixels
     where their size divides it (64 becomes 256 beside 256), smoothly where it does not. Rows may be short.
@@ -69,7 +72,10 @@ def sheet(
         for x, panel in zip(left, row):
             page.paste(panel, (x, top))
         if captions and n < len(captions):
-            _write(draw, captions[n], (_MARGIN, top + tall + text + 2), width - 2 * _MARGIN, round(0.8 * text))
+            whole = isinstance(captions[n], str)
+            texts, room = ([captions[n]], width - 2 * _MARGIN) if whole else (captions[n], side)
+            for x, caption in zip(left, texts):
+                _write(draw, caption, (x, top + tall + text + 2), room, round(0.8 * text))
         top += tall + below + _GUTTER
     return page
 
