@@ -40,7 +40,7 @@ class Attention(TimmAttention):
         return (q.float() @ k.float().transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
 
     def apply_weights(self, weights: Tensor, x: Tensor) -> Tensor:
-        """What `forward` gives for x with these (B, heads, N, N) in the place of its own, so that they have a gradient."""
+        """`forward` with these (B, heads, N, N) in place of its own, so that they can have a gradient."""
         v = self._qkv(x)[2]
         return self._merge(weights.to(v.dtype) @ v)
 

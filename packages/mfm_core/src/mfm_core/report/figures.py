@@ -83,7 +83,9 @@ def figure(picture: Picture, title: str | None = None) -> str:
     """A PNG as a data address with its caption; under `title`, else under its kind and epoch."""
     data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     if title is None:
-        title = f"{picture.kind.capitalize()}, epoch {picture.epoch:g}" if picture.epoch is not None else picture.path.stem
+        title = (
+            f"{picture.kind.capitalize()}, epoch {picture.epoch:g}" if picture.epoch is not None else picture.path.stem
+        )
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     caption = f"<figcaption class=soft>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     image = f'<img src="data:image/png;base64,{data}" alt="{escape(picture.caption or picture.path.stem)}">'

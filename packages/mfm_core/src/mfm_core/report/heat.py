@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 _GREY = np.array([0.299, 0.587, 0.114])
-_IMAGE_SHARE = 0.45
-"""Of the grey image under a heat map; the rest is colour."""
+_FAINT, _STRONG = 0.3, 0.75
+"""Share of colour over an image where values are 0, and where they are 1: what matters less stays visible."""
 
 
 @cache
@@ -46,9 +46,9 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     """`image` (H, W, 3) uint8 in grey under the colours of `values` (h, w) in 0..1, enlarged smoothly."""
     high, wide = image.shape[:2]
     smooth = Image.fromarray(values.astype(np.float32)).resize((wide, high), Image.Resampling.BICUBIC)
+    share = _FAINT + (_STRONG - _FAINT) * np.asarray(smooth).clip(0.0, 1.0)[..., None]
     grey = (image @ _GREY)[..., None]
-    mixed = _IMAGE_SHARE * grey + (1 - _IMAGE_SHARE) * heat(np.asarray(smooth))
-    return np.rint(mixed).astype(np.uint8)
+    return np.rint((1 - share) * grey + share * heat(np.asarray(smooth))).astype(np.uint8)
 
 
 def _path(t: np.ndarray) -> np.ndarray:
