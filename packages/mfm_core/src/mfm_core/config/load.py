@@ -108,7 +108,10 @@ def _holds_words(default: Any) -> bool:
 
 def _words(value: Any) -> Any:
     """A list of words as the command line gives it: one, one,two or ['one', 'two']."""
-    return [word.strip(" '\"") for word in value.strip("[( )]").split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    words = (word.strip(" '\"") for word in value.strip("[( )]").split(","))
+    return [word for word in words if word]
 
 
 def _literal(value: Any) -> Any:

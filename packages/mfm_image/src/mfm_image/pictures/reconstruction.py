@@ -26,6 +26,14 @@ _GLYPH_SIDE = 448
 """Pixels of a panel of HOG glyphs, at least."""
 Columns = dict[str, list[np.ndarray]]
 """Title -> a panel (H, W, 3) uint8 for each image."""
+REMARKS = {
+    "HOG target": "strokes lie along the edges that a cell holds",
+    "predicted HOG": "bright where the loss counts",
+    "prediction + visible": "in the last column, what the encoder saw in place of its prediction",
+    "prediction + kept": "prediction + kept: removed frequencies from the prediction, the others from the image",
+    "image spectrum": "spectra: log amplitude, frequency zero in the middle, in each row's own colour scale",
+}
+"""Title -> what a reader of the sheet should know of that column."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,11 @@ def reconstruction_sheet(
     pixels: Pixels,
     captions: Sequence[str] | None = None,
 ) -> tuple[Image.Image, str]:
-    """One row for each of `images` (B, 3, H, W), of which `output` is the prediction, and the names of the columns."""
+    """One row for each of `images` (B, 3, H, W), of which `output` is the prediction, and what to know of it."""
     scene = scene_of(model, images, output, pixels)
     columns = draw(model.target, scene)
-    rows = list(zip(*columns.values()))
-    return sheet(rows, list(columns), captions), ", ".join(columns)
+    remarks = [remark for title, remark in REMARKS.items() if title in columns]
+    return sheet(list(zip(*columns.values())), list(columns), captions), "; ".join(remarks)
 
 
 def scene_of(model: Pretraining, images: Tensor, output: PretrainOutput, pixels: Pixels) -> Scene:

@@ -74,8 +74,8 @@ class PretrainTask:
         images, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
         with torch.inference_mode():
             output = model(images, mask)
-            sheet, columns = reconstruction_sheet(model, images, output, self.pixels)
-        pictures = [("reconstruction", sheet, f"after {epoch} epochs: {columns}")]
+            sheet, remarks = reconstruction_sheet(model, images, output, self.pixels)
+        pictures = [("reconstruction", sheet, f"after {epoch} epochs; {remarks}")]
         if is_due(epoch, self.cfg.KNN.PERIOD, last):
             caption = f"after {epoch} epochs: nearest training images by cosine; framed where of the query's class"
             pictures.append(("neighbours", self.monitor.neighbours(self.pixels), caption))
