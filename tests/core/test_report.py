@@ -210,7 +210,7 @@ def test_report_has_every_section(full):
     for chart in ("Loss", "Accuracy", "Learning rate", "Share of clipped steps", "Effective rank", "Spread", "k-NN"):
         assert f"<h3>{chart}" in text
     assert "40.00 %" in text and "5.40 M" in text and "1:02:03" in text and "prefers-color-scheme: dark" in text
-    assert text.index("Epoch 4") < text.index("Epoch 2") and "outside" not in text and "gone" not in text
+    assert text.index("epoch 4") < text.index("epoch 2") and "outside" not in text and "gone" not in text
     assert r"caf\udce9.jpg" in text and ">2</td>" in text
 
 

@@ -1,4 +1,4 @@
-"""What `tools/run_net.py` calls for images: train or test, dry-run, doctor."""
+"""What `tools/run_net.py` calls for images: train, test or visualise, dry-run, doctor."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ from mfm_image.data.folder import ImageFolder
 from mfm_image.models import build_model, example_input
 from mfm_image.tasks.finetune import FinetuneTask
 from mfm_image.tasks.pretrain import PretrainTask
+from mfm_image.tasks.visualise import visualise
 
 TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask}
 
 
 def main(cfg: CfgNode) -> int:
     """One process of a run; returns the exit code."""
+    return COMMANDS.get(cfg.TASK, train)(cfg)
+
+
+def train(cfg: CfgNode) -> int:
+    """Trains, or tests where TRAIN.ENABLE is off."""
     return run(cfg, _build_task)
+
+
+COMMANDS = {"visualise": visualise}
+"""TASK -> what does it, where that is not training a model."""
 
 
 def _build_task(cfg: CfgNode, world: World, precision: str) -> PretrainTask | FinetuneTask:

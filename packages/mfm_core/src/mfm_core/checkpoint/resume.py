@@ -92,6 +92,19 @@ def list_checkpoints(folder: Path, plan: RunPlan) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The folder's newest checkpoint where no plan says how many steps an epoch has; None where there is none."""
+    newest: dict[str, tuple[int, Path]] = {}
+    for path in folder.glob("checkpoint_*.pyth"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            newest[match[1]] = max(newest.get(match[1], (-1, path)), (int(match[2]), path))
+    paths = [path for _, path in newest.values()]
+    return (
+        max(paths, key=lambda path: load_file_state(str(path))["step"]) if len(paths) > 1 else next(iter(paths), None)
+    )
+
+
 def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> Path | None:
     """Restores the newest readable checkpoint of `folder` into `state`; None where there is none.
 

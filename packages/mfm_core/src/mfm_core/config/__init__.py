@@ -2,7 +2,7 @@
 
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.load import flatten, load_config
-from mfm_core.config.plan import RunPlan, method_of, modality_of, plan_run, schedule_of, task_of
+from mfm_core.config.plan import RunPlan, method_of, modality_of, pictures_of, plan_run, schedule_of, task_of
 from mfm_core.config.validate import validate
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "load_config",
     "method_of",
     "modality_of",
+    "pictures_of",
     "plan_run",
     "schedule_of",
     "task_of",

@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode as CN
 _C = CN()
 
 # pretrain | finetune; PySlowFast's ssl and ssl_eval mean the same. "" lets MODEL.MODEL_NAME decide.
+# visualise (ours) draws pictures with the model that the other keys describe, see PICTURE.
 _C.TASK = ""
 # Everything a run writes goes under this folder.
 _C.OUTPUT_DIR = "."
@@ -355,7 +356,7 @@ _C.MONITOR = CN()
 # Epochs between looks at the fixed validation images (loss with fixed masks, rank and spread of the features).
 _C.MONITOR.PERIOD = 1
 _C.MONITOR.NUM_IMAGES = 256
-# Epochs between pictures, and how many images they show; 0 is none. The last epoch has one.
+# Epochs between pictures, and how many images they show; 0 is none. The last epoch has one, in fine-tuning it alone.
 _C.MONITOR.PICTURE_PERIOD = 10
 _C.MONITOR.NUM_PICTURES = 6
 
@@ -367,6 +368,26 @@ _C.KNN.K = [20]
 _C.KNN.TEMPERATURE = 0.07
 # K is a list, one accuracy each. Training images used as neighbours, drawn evenly over the classes; 0 is all.
 _C.KNN.NUM_TRAIN = 0
+
+# ours: what TASK visualise draws, with the weights of TEST.CHECKPOINT_FILE_PATH or OUTPUT_DIR's newest checkpoint.
+_C.PICTURE = CN()
+# reconstruction (pre-training), attention (ViT), gradient (ViT classifier), neighbours; all is what the model allows.
+_C.PICTURE.KIND = ["all"]
+# An image file, or a folder whose files are shown, at any depth; "" is validation images of DATA.PATH_TO_DATA_DIR.
+_C.PICTURE.INPUT = ""
+# Images shown, chosen evenly.
+_C.PICTURE.NUM_IMAGES = 8
+# Attention rollout: how heads are joined, mean | max | min. Fine-tuning's report shows it, too.
+_C.PICTURE.HEAD_FUSION = "mean"
+# Share of the smallest attention of each block that is dropped, and the block that is shown; -1 is all of them.
+_C.PICTURE.DISCARD_RATIO = 0.0
+_C.PICTURE.LAYER = -1
+# Gradient rollout: the class that it explains; -1 is the likeliest of each image.
+_C.PICTURE.CLASS = -1
+# Neighbours of each image; pre-training's report shows them where KNN.PERIOD is on.
+_C.PICTURE.NUM_NEIGHBOURS = 6
+# Seeds the masks.
+_C.PICTURE.SEED = 0
 
 # ours: distribution over processes.
 _C.DIST = CN()

@@ -76,7 +76,7 @@ def coerce(key: str, value: Any, default: Any, where: str = "") -> Any:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
     else:
-        value = _literal(value)
+        value = _words(value) if _holds_words(default) else _literal(value)
         if value is None and key in NULLABLE:
             return None
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
@@ -102,6 +102,18 @@ _NAMES = {
 }
 
 
+def _holds_words(default: Any) -> bool:
+    return isinstance(default, list) and bool(default) and isinstance(default[0], str)
+
+
+def _words(value: Any) -> Any:
+    """A list of words as the command line gives it: one, one,two or ['one', 'two']."""
+    if not isinstance(value, str):
+        return value
+    words = (word.strip(" '\"") for word in value.strip("[( )]").split(","))
+    return [word for word in words if word]
+
+
 def _literal(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -116,7 +128,7 @@ def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None
     kinds = {type(d) for d in default or ()} or {float, list, tuple}
     allowed = (*kinds, int) if float in kinds else tuple(kinds)
     if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in value):
-        what = "words" if kinds == {str} else "numbers" if float in kinds else "whole numbers"
+        what = "words" if str in kinds else "numbers" if float in kinds else "whole numbers"
         raise UserError(f"{where}{key} takes a list of {what}, not {list(value)!r}.")
 
 

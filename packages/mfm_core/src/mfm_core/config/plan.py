@@ -56,11 +56,24 @@ class RunPlan:
 
 
 def task_of(cfg: CfgNode) -> str:
-    """pretrain or finetune."""
+    """pretrain or finetune: what the run does, or what the model is for that TASK visualise looks at."""
+    if cfg.TASK == "visualise" and not cfg.MODEL.MODEL_NAME:
+        return "pretrain" if cfg.MASK.ENABLE else "finetune"
     names = {"ssl": "pretrain", "ssl_eval": "finetune", "pretrain": "pretrain", "finetune": "finetune"}
-    if cfg.TASK:
+    if cfg.TASK in names:
         return names[cfg.TASK]
     return "pretrain" if cfg.MODEL.MODEL_NAME == "MaskMViT" else "finetune"
+
+
+def pictures_of(cfg: CfgNode) -> list[str]:
+    """The kinds of pictures that TASK visualise draws, all that the model allows where PICTURE.KIND says so; or []."""
+    if cfg.TASK != "visualise":
+        return []
+    if list(cfg.PICTURE.KIND) != ["all"]:
+        return list(dict.fromkeys(cfg.PICTURE.KIND))
+    classifies, attends = task_of(cfg) == "finetune", arch_of(cfg) == "vit"
+    allowed = {"reconstruction": not classifies, "attention": attends, "gradient": attends and classifies}
+    return [kind for kind, can in allowed.items() if can] + ["neighbours"]
 
 
 def method_of(cfg: CfgNode) -> str:

@@ -13,7 +13,7 @@ NULLABLE: dict[str, type] = {
 """Keys that may be None, and the type of their values otherwise."""
 
 CHOICES: dict[str, tuple] = {
-    "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune"),
+    "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune", "visualise"),
     "DEVICE": ("auto", "cpu", "cuda"),
     "AUG.INTERPOLATION": ("bicubic", "bilinear", "random"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),
@@ -41,6 +41,7 @@ CHOICES: dict[str, tuple] = {
     "TEST.DATASET": ("imagenet", "kinetics"),
     "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
     "TRAIN.NONFINITE": ("stop", "skip"),
+    "PICTURE.HEAD_FUSION": ("mean", "max", "min"),
     "DIST.STRATEGY": ("auto", "single", "ddp"),
 }
 """Keys that take one of a few words."""
@@ -137,6 +138,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "KNN.K": (1, _INF),
     "KNN.TEMPERATURE": (1e-6, _INF),
     "KNN.NUM_TRAIN": (0, _INF),
+    "PICTURE.NUM_IMAGES": (1, _INF),
+    "PICTURE.DISCARD_RATIO": (0, 1),
+    "PICTURE.LAYER": (-1, _INF),
+    "PICTURE.CLASS": (-1, _INF),
+    "PICTURE.NUM_NEIGHBOURS": (1, _INF),
     "DIST.TIMEOUT": (1e-3, _INF),
 }
 """The lowest and the highest value of a number, or of each number in a list."""
@@ -157,7 +163,7 @@ LENGTHS: dict[str, tuple[int, ...]] = {
 }
 """How many numbers a list may have, where that is fixed."""
 
-NOT_EMPTY = ("MASK.PRETRAIN_DEPTH", "MFF.LAYERS", "MFM.BLUR_KERNEL_SIZE", "KNN.K")
+NOT_EMPTY = ("MASK.PRETRAIN_DEPTH", "MFF.LAYERS", "MFM.BLUR_KERNEL_SIZE", "KNN.K", "PICTURE.KIND")
 """Lists that need at least one element."""
 
 WORDS: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.load import flatten
-from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, target_of, task_of
+from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, pictures_of, target_of, task_of
 from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES, WEIGHTED, WORDS
 from mfm_core.errors import UserError
 
@@ -57,7 +57,6 @@ PRETRAIN_ONLY = (
     "MONITOR.PERIOD",
     "MONITOR.NUM_IMAGES",
     "MONITOR.PICTURE_PERIOD",
-    "MONITOR.NUM_PICTURES",
     "KNN.PERIOD",
 )
 VIT_ONLY = (
@@ -99,6 +98,15 @@ ALREADY_TRUE = {
     "AUG.RE_PROB": 0.0,
 }
 Condition = Callable[[CfgNode], bool]
+
+
+def _reports_attention(cfg: CfgNode) -> bool:
+    """Whether this is a fine-tuning run whose report ends with a picture of attention."""
+    return (
+        task_of(cfg) == "finetune" and not pictures_of(cfg) and arch_of(cfg) == "vit" and cfg.MONITOR.NUM_PICTURES > 0
+    )
+
+
 IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
     (lambda c: modality_of(c) == "image", "acts in multiscale models only", MULTISCALE_ONLY),
@@ -211,7 +219,38 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (
         lambda c: c.KNN.PERIOD == 0 or task_of(c) == "finetune",
         "acts with KNN.PERIOD above 0 in pre-training only",
-        ("KNN.K", "KNN.TEMPERATURE", "KNN.NUM_TRAIN"),
+        ("KNN.K", "KNN.TEMPERATURE"),
+    ),
+    (
+        lambda c: (c.KNN.PERIOD == 0 or task_of(c) == "finetune") and "neighbours" not in pictures_of(c),
+        "acts with KNN.PERIOD above 0 in pre-training and in pictures of neighbours only",
+        ("KNN.NUM_TRAIN", "PICTURE.NUM_NEIGHBOURS"),
+    ),
+    (
+        lambda c: task_of(c) == "finetune" and arch_of(c) != "vit",
+        "shows attention, which a ViT has",
+        ("MONITOR.NUM_PICTURES",),
+    ),
+    (
+        lambda c: not pictures_of(c),
+        "acts with TASK visualise only",
+        ("PICTURE.KIND", "PICTURE.INPUT", "PICTURE.NUM_IMAGES"),
+    ),
+    (lambda c: "gradient" not in pictures_of(c), "acts in pictures of kind gradient only", ("PICTURE.CLASS",)),
+    (
+        lambda c: "reconstruction" not in pictures_of(c),
+        "acts in pictures of kind reconstruction only",
+        ("PICTURE.SEED",),
+    ),
+    (
+        lambda c: "attention" not in pictures_of(c) and not _reports_attention(c),
+        "acts in pictures of kind attention only",
+        ("PICTURE.HEAD_FUSION",),
+    ),
+    (
+        lambda c: not {"attention", "gradient"} & set(pictures_of(c)) and not _reports_attention(c),
+        "acts in pictures of kind attention and gradient only",
+        ("PICTURE.DISCARD_RATIO", "PICTURE.LAYER"),
     ),
     (
         lambda c: c.SOLVER.OPTIMIZING_METHOD == "adamw",
@@ -239,7 +278,11 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("SOLVER.CLIP_GRAD_L2NORM",),
     ),
     (lambda c: c.TRAIN.PRECISION != "auto", "acts with TRAIN.PRECISION auto only", ("TRAIN.MIXED_PRECISION",)),
-    (lambda c: c.TRAIN.ENABLE, "acts with TRAIN.ENABLE False only", ("TEST.CHECKPOINT_FILE_PATH",)),
+    (
+        lambda c: c.TRAIN.ENABLE and c.TASK != "visualise",
+        "acts with TRAIN.ENABLE False or TASK visualise only",
+        ("TEST.CHECKPOINT_FILE_PATH",),
+    ),
     (
         lambda c: not c.TRAIN.ENABLE,
         "acts with TRAIN.ENABLE only",
@@ -261,6 +304,7 @@ def _refusals(cfg: CfgNode) -> Iterator[str]:
     yield from _refuse_model(cfg)
     yield from _refuse_method(cfg)
     yield from _refuse_draws(cfg)
+    yield from _refuse_pictures(cfg)
     yield from _refuse_solver(cfg)
 
 
@@ -396,6 +440,24 @@ def _refuse_classifier(cfg: CfgNode) -> Iterator[str]:
         yield "MIXUP.ENABLE makes soft labels and needs MODEL.LOSS_FUNC soft_cross_entropy."
     if cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         yield "MIXUP.ENABLE is on, but MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are 0; give one of them, or switch it off."
+
+
+PICTURES = ("reconstruction", "attention", "gradient", "neighbours")
+
+
+def _refuse_pictures(cfg: CfgNode) -> Iterator[str]:
+    kinds = pictures_of(cfg)
+    for kind in kinds:
+        if kind not in PICTURES:
+            yield f"PICTURE.KIND has '{kind}'; it can be all, or a list of {', '.join(PICTURES)}."
+    if "reconstruction" in kinds and task_of(cfg) != "pretrain":
+        yield "PICTURE.KIND reconstruction needs a pre-training model, and this config describes a classifier."
+    if "gradient" in kinds and task_of(cfg) != "finetune":
+        yield "PICTURE.KIND gradient explains a class and needs a classifier; this config describes pre-training."
+    if {"attention", "gradient"} & set(kinds) and arch_of(cfg) != "vit":
+        yield f"PICTURE.KIND attention and gradient need a ViT's attention; MODEL.ARCH {cfg.MODEL.ARCH} has none."
+    if "gradient" in kinds and cfg.PICTURE.CLASS >= cfg.MODEL.NUM_CLASSES:
+        yield f"PICTURE.CLASS is {cfg.PICTURE.CLASS}, but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}; counted from 0."
 
 
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:

@@ -33,13 +33,30 @@ class Attention(TimmAttention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) to (B, N, D). timm's block passes the other two, which no encoder here sets."""
+        return self._merge(attend(*self._qkv(x)))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(D)) for x (B, N, D), written out: (B, heads, N, N) float32. For pictures."""
+        q, k, _ = self._qkv(x)
+        return (q.float() @ k.float().transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
+
+    def apply_weights(self, weights: Tensor, x: Tensor) -> Tensor:
+        """`forward` with these (B, heads, N, N) in place of its own, so that they can have a gradient."""
+        v = self._qkv(x)[2]
+        return self._merge(weights.to(v.dtype) @ v)
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) to queries, keys and values, each (B, heads, N, head_dim)."""
         b, n, _ = x.shape
-        q, k, v = self.project(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, -1))
+        return self.project(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
 
     def project(self, x: Tensor) -> Tensor:
         """(B, N, D) to queries, keys and values side by side, (B, N, 3 D)."""
         return self.qkv(x)
+
+    def _merge(self, values: Tensor) -> Tensor:
+        """The heads' (B, heads, N, head_dim) side by side and projected: (B, N, D)."""
+        return self.proj(values.transpose(1, 2).flatten(2))
 
 
 class KeylessBiasAttention(Attention):

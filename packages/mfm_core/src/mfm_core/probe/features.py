@@ -23,6 +23,20 @@ def collect(
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) float32 and labels (N,) int64, both on CPU, of every image that the ranks' loaders give.
 
+    See `collect_indexed`.
+    """
+    return collect_indexed(model_features, loader, device, autocast)[:2]
+
+
+@torch.no_grad()
+def collect_indexed(
+    model_features: Callable[[Tensor], Tensor],
+    loader: Iterable[Batch],
+    device: torch.device | str,
+    autocast: AbstractContextManager | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `collect`, and each row's `Batch.index` (N,) int64: unreadable images have no row.
+
     `model_features` maps (B, C, *size) on `device` to (B, D); the caller has put the model into evaluation mode.
     `autocast` is entered around each of its calls, so it must be reusable, as `torch.autocast(...)` is.
     Under `torch.distributed` all ranks must call, and all get the whole result. Rows are ordered by `Batch.index` and
@@ -46,7 +60,7 @@ def collect(
     if len(index) == 0:
         raise UserError("none of the images to take features of can be read; check them with `run_net.py doctor`")
     order = _first_of_each(index)
-    return features[order], labels[order]
+    return features[order], labels[order], index[order]
 
 
 def _first_of_each(index: Tensor) -> Tensor:

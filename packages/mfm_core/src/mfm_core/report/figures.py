@@ -73,18 +73,13 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> str:
 
 
 def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """The runs' pictures, the latest of each open, the earlier ones folded away; evenly thinned to twelve or 16 MB."""
+    """The runs' pictures: the latest of each kind open, the earlier ones folded away, thinned to what a page holds."""
     parts = []
     for run, label in zip(runs, labels):
-        if not run.pictures:
-            continue
-        chosen = _chosen(run.pictures)
-        latest, *earlier = [_picture(picture) for picture in chosen]
-        parts.append((f"<h3>{escape(label)}</h3>" if len(runs) > 1 else "") + latest)
-        if earlier:
-            left = len(run.pictures) - len(chosen)
-            note = f" ({left} more in the folder)" if left else ""
-            parts.append(f"<details><summary>{len(earlier)} earlier{note}</summary>{''.join(earlier)}</details>")
+        kinds = dict.fromkeys(picture.kind for picture in run.pictures)
+        if len(runs) > 1 and kinds:
+            parts.append(f"<h3>{escape(label)}</h3>")
+        parts += [_kind([p for p in run.pictures if p.kind == kind], len(kinds)) for kind in kinds]
     return section("Pictures", "".join(parts))
 
 
@@ -103,6 +98,30 @@ def _families(run: Run) -> dict[str, list[str]]:
         if found := re.fullmatch(r"(.+)_\d+", key):
             families.setdefault(found[1], []).append(key)
     return {name: keys for name, keys in families.items() if len(keys) > 1}
+
+
+def figure(picture: Picture, title: str | None = None) -> str:
+    """A PNG as a data address with its caption; under `title`, else under its kind and epoch."""
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    if title is None:
+        title = (
+            f"{picture.kind.capitalize()}, epoch {picture.epoch:g}" if picture.epoch is not None else picture.path.stem
+        )
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    caption = f"<figcaption class=soft>{escape(picture.caption)}</figcaption>" if picture.caption else ""
+    image = f'<img src="data:image/png;base64,{data}" alt="{escape(picture.caption or picture.path.stem)}">'
+    return f'<figure class="picture">{heading}{image}{caption}</figure>'
+
+
+def _kind(pictures: Sequence[Picture], kinds: int) -> str:
+    """The pictures of one of a run's `kinds` kinds."""
+    chosen = _chosen(pictures, _MOST_BYTES // kinds)
+    latest, *earlier = [figure(picture) for picture in chosen]
+    if not earlier:
+        return latest
+    left = len(pictures) - len(chosen)
+    note = f" ({left} more in the folder)" if left else ""
+    return f"{latest}<details><summary>{len(earlier)} earlier{note}</summary>{''.join(earlier)}</details>"
 
 
 def _other_charts(runs: Iterable[Run]) -> list[Chart]:
@@ -150,19 +169,10 @@ def _legend(chart: Chart, runs: Sequence[tuple[int, Run]], labels: Sequence[str]
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _picture(picture: Picture) -> str:
-    """A PNG as a data address, with its epoch and what its columns are."""
-    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
-    title = f"Epoch {picture.epoch:g}" if picture.epoch is not None else picture.path.stem
-    caption = f"<figcaption class=soft>{escape(picture.caption)}</figcaption>" if picture.caption else ""
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(picture.caption or title)}">'
-    return f'<figure class="picture"><h3>{escape(title)}</h3>{image}{caption}</figure>'
-
-
-def _chosen(pictures: Sequence[Picture]) -> list[Picture]:
+def _chosen(pictures: Sequence[Picture], most_bytes: int) -> list[Picture]:
     """As many as fit the page, evenly over time, the latest and (but for one) the earliest among them."""
     for most in range(min(_MOST_PICTURES, len(pictures)), 1, -1):
         chosen = [pictures[round(i * (len(pictures) - 1) / (most - 1))] for i in range(most)]
-        if sum(picture.path.stat().st_size for picture in chosen) <= _MOST_BYTES:
+        if sum(picture.path.stat().st_size for picture in chosen) <= most_bytes:
             return chosen
     return list(pictures[:1])

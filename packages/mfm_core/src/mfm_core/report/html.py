@@ -9,12 +9,8 @@ from pathlib import Path
 
 from mfm_core.errors import UserError
 from mfm_core.report import figures, tables
-from mfm_core.report.atomic import write_bytes
+from mfm_core.report.document import document, write_page
 from mfm_core.report.runs import Run, number, read_run
-from mfm_core.report.style import CSS
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""The page may load nothing and run nothing, whatever a class name or a path tries."""
 
 
 def write_report(run_folders: Sequence[Path], path: Path) -> None:
@@ -27,8 +23,7 @@ def write_report(run_folders: Sequence[Path], path: Path) -> None:
     if not run_folders:
         raise UserError("no run folder is given; name at least one OUTPUT_DIR")
     runs = [read_run(Path(folder)) for folder in run_folders]
-    # a file name that is not UTF-8 comes as lone surrogates, which no encoding takes as they are
-    write_bytes(Path(path), page(runs).encode("utf-8", errors="backslashreplace"))
+    write_page(Path(path), page(runs))
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -47,14 +42,7 @@ def page(runs: Sequence[Run]) -> str:
         tables.configuration(runs, labels),
         tables.environment(runs, labels),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{CSS}\n</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, parts)
 
 
 def _subtitle(run: Run) -> str:

@@ -19,6 +19,8 @@ _CLEAR, _INK = (0, 0, 0, 0), (126, 131, 141, 255)
 _GREY = (136, 138, 142)
 _MARGIN, _GUTTER = 4, 10
 _SMALLEST_PANEL = 192
+_PAGE = 1070
+"""Width, in pixels, that a page shows a sheet in: text of wider ones is larger, to be as large there."""
 
 
 def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -42,9 +44,12 @@ def masked_image(image: np.ndarray, mask: Tensor | np.ndarray, patch: int | tupl
 
 
 def sheet(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None = None
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    captions: Sequence[str | Sequence[str]] | None = None,
 ) -> Image.Image:
-    """Rows of images (H, W, 3) uint8 under column `titles`, with gutters, and a line of `captions` under each row.
+    """Rows of images (H, W, 3) uint8 under column `titles`, with gutters, and a line of `captions` under each row:
+    one text, or one for each panel; it may run on below the panels behind it that have none.
 
     Every panel has the width of the largest image, at least 192 pixels: smaller images are enlarged by whole pixels
     where their size divides it (64 becomes 256 beside 256), smoothly where it does not. Rows may be short.
@@ -55,9 +60,9 @@ def sheet(
     side = _panel_side(rows)
     shown = [[_enlarge(image, side) for image in row] for row in rows]
     heights = [max((panel.height for panel in row), default=0) for row in shown]
-    text = max(15, round(0.055 * side))  # larger on sheets that a page will shrink
-    above, below = 2 * text, round(1.5 * text) if captions else 0
     width = 2 * _MARGIN + len(titles) * side + (len(titles) - 1) * _GUTTER
+    text = max(15, round(14 * width / _PAGE))
+    above, below = 2 * text, round(1.5 * text) if captions else 0
     height = above + sum(h + below + _GUTTER for h in heights) - _GUTTER + _MARGIN
     page = Image.new("RGBA", (width, height), _CLEAR)
     draw = ImageDraw.Draw(page)
@@ -69,7 +74,11 @@ def sheet(
         for x, panel in zip(left, row):
             page.paste(panel, (x, top))
         if captions and n < len(captions):
-            _write(draw, captions[n], (_MARGIN, top + tall + text + 2), width - 2 * _MARGIN, round(0.8 * text))
+            texts = [captions[n]] if isinstance(captions[n], str) else captions[n]
+            starts = [x for x, caption in zip(left, texts) if caption]
+            for x, end in zip(starts, [*starts[1:], width - _MARGIN + _GUTTER]):
+                caption = texts[left.index(x)]
+                _write(draw, caption, (x, top + tall + text + 2), end - _GUTTER - x, round(0.87 * text))
         top += tall + below + _GUTTER
     return page
 

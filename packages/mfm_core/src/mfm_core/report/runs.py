@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ class Picture:
     path: Path
     epoch: float | None = None
     caption: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What it shows: the file's name without the epoch behind it."""
+        return re.sub(r"_\d+$", "", self.path.stem)
 
 
 @dataclass

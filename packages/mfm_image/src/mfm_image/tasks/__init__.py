@@ -1,1 +1,1 @@
-"""What can be trained on images: pre-training and fine-tuning."""
+"""What a run does with images: pre-training, fine-tuning, pictures."""

@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from mfm_core.config.plan import arch_of
 from mfm_core.data.loader import Loader
 from mfm_core.engine.evaluate import evaluate_classifier
 from mfm_core.engine.precision import autocast_factory
@@ -19,6 +20,9 @@ from mfm_core.losses.classification import soft_cross_entropy
 from mfm_core.parallel.world import World
 from mfm_image.data.build import eval_dataset, eval_loader, train_dataset
 from mfm_image.models import build_model, example_input
+from mfm_image.pictures.attention import attention_sheet, heat_caption
+from mfm_image.pictures.inputs import from_dataset
+from mfm_image.pictures.pixels import Pixels
 from mfm_image.tasks.periods import is_due
 
 
@@ -68,8 +72,15 @@ class FinetuneTask:
         return evaluate_classifier(model, self.val_loader, self.world, self.autocast)
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Image.Image, str]]:
-        """None: a classifier predicts numbers."""
-        return []
+        """At the end, where a ViT looks in a few validation images."""
+        count, keys = self.cfg.MONITOR.NUM_PICTURES, self.cfg.PICTURE
+        if not last or not count or not self.world.is_main or arch_of(self.cfg) != "vit":
+            return []
+        shown = from_dataset(self.val_loader.dataset, count)
+        how = (keys.HEAD_FUSION, keys.DISCARD_RATIO, keys.LAYER)
+        pixels = Pixels(self.cfg.DATA.MEAN, self.cfg.DATA.STD)
+        sheet = attention_sheet(model, shown.images.to(self.world.device), pixels, *how, shown.classes)
+        return [("attention", sheet, f"attention rollout after {epoch} epochs: {heat_caption(*how)}")]
 
     def file_name(self, index: int) -> str:
         """The path of training file `index`."""

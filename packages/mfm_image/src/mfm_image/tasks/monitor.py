@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
+from PIL import Image
 from torch import Tensor
 
 from mfm_core.data.loader import Loader
@@ -17,10 +18,12 @@ from mfm_core.interfaces import MaskGenerator, SampleKey
 from mfm_core.monitor.features import feature_health
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
-from mfm_core.probe.features import collect
+from mfm_core.probe.features import collect_indexed
 from mfm_core.probe.knn import knn_accuracy
 from mfm_image.data.build import eval_dataset, eval_loader
 from mfm_image.data.dataset import ImageDataset
+from mfm_image.pictures.neighbours import find_neighbours, nearest, neighbours_sheet
+from mfm_image.pictures.pixels import Pixels
 
 
 class Monitor:
@@ -36,6 +39,8 @@ class Monitor:
         temperature: float,
         world: World,
         autocast: Callable[[], AbstractContextManager],
+        pictures: int = 0,
+        neighbours_shown: int = 1,
     ) -> None:
         self.fixed, self.world, self.autocast = fixed, world, autocast
         self.fixed_loader = loader(fixed)
@@ -44,6 +49,9 @@ class Monitor:
         self.loaders = [x for x in (self.fixed_loader, self.neighbour_loader, self.query_loader) if x is not None]
         self.k, self.temperature = k, temperature
         self.num_classes = len(fixed.folder.classes)
+        self.num_pictures, self.neighbours_shown = pictures, neighbours_shown
+        self._nearest: tuple[Tensor, Tensor, Tensor] | None = None
+        """Of the latest k-NN: (N,) queries to show, (N, k) their neighbours, as indices, and the similarities."""
 
     @classmethod
     def from_cfg(
@@ -69,6 +77,8 @@ class Monitor:
             temperature=cfg.KNN.TEMPERATURE,
             world=world,
             autocast=autocast,
+            pictures=cfg.MONITOR.NUM_PICTURES,
+            neighbours_shown=cfg.PICTURE.NUM_NEIGHBOURS,
         )
 
     @torch.inference_mode()
@@ -83,13 +93,17 @@ class Monitor:
                 weight = model.weight(batch.mask).double()
                 sums += torch.stack([loss.double() * weight, weight])
         total, weight = self.world.all_sum(sums).tolist()
-        features, _ = self._features(model, self.fixed_loader)
+        features, _, _ = self._features(model, self.fixed_loader)
         return {"val_loss": total / max(1.0, weight), **feature_health(features)}
 
     def knn(self, model: Pretraining) -> dict[str, float]:
         """k-NN accuracy in percent: `knn` for the first k, `knn_K` for the others."""
-        bank = self._features(model, self.neighbour_loader)
-        queries, labels = self._features(model, self.query_loader)
+        *bank, index = self._features(model, self.neighbour_loader)
+        queries, labels, query_index = self._features(model, self.query_loader)
+        if self.num_pictures:
+            few = torch.arange(0, len(queries), max(1, len(queries) // self.num_pictures))[: self.num_pictures]
+            similarity, rows = nearest(queries[few], bank[0], min(self.neighbours_shown, len(index)))
+            self._nearest = query_index[few], index[rows], similarity
         own, device = slice(self.world.rank, None, self.world.size), self.world.device
         arrays = [array.to(device) for array in (*bank, queries[own], labels[own])]
         found = knn_accuracy(*arrays, self.num_classes, self.k, self.temperature)
@@ -108,5 +122,13 @@ class Monitor:
         masks = torch.stack([sample.masks[0] for sample in samples])
         return images.to(self.world.device), masks.to(self.world.device)
 
-    def _features(self, model: Pretraining, loader: Loader) -> tuple[Tensor, Tensor]:
-        return collect(model.features, loader, self.world.device, self.autocast())
+    def neighbours(self, pixels: Pixels) -> Image.Image:
+        """The sheet of what the latest k-NN found for a few queries."""
+        queries, rows, similarity = self._nearest
+        bank, shown = self.neighbour_loader.dataset, self.query_loader.dataset
+        images = torch.stack([shown[SampleKey(0, int(i))].views[0] for i in queries])
+        names = [shown.folder.classes[int(shown.folder.labels[int(i)])] for i in queries]
+        return neighbours_sheet(pixels(images), names, find_neighbours(bank, rows, similarity, pixels))
+
+    def _features(self, model: Pretraining, loader: Loader) -> tuple[Tensor, Tensor, Tensor]:
+        return collect_indexed(model.features, loader, self.world.device, self.autocast())

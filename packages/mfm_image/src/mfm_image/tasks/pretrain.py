@@ -15,7 +15,8 @@ from mfm_core.parallel.world import World
 from mfm_image.data.build import data_root, train_dataset
 from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model, example_input
-from mfm_image.pictures import hog_sheet
+from mfm_image.pictures.pixels import Pixels
+from mfm_image.pictures.reconstruction import reconstruction_sheet
 from mfm_image.tasks.monitor import Monitor
 from mfm_image.tasks.periods import is_due
 
@@ -32,6 +33,7 @@ class PretrainTask:
         masks = masks_from_cfg(cfg, grid)
         self.train_set = train_dataset(cfg, masks)
         self.files = len(self.train_set)
+        self.pixels = Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
         self.monitor = Monitor.from_cfg(cfg, self.train_set, masks, world, self.autocast)
         self.warnings = [] if self.monitor else [f"{data_root(cfg)} has no val/: no validation loss, k-NN or pictures."]
 
@@ -65,17 +67,19 @@ class PretrainTask:
         return self.monitor.loaders if self.monitor is not None else []
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Image.Image, str]]:
-        """Image, masked input, HOG target and prediction of a few fixed images."""
+        """Reconstruction of a few fixed images and, where k-NN is due, too, the neighbours that it found."""
         due = is_due(epoch, self.cfg.MONITOR.PICTURE_PERIOD, last) and self.cfg.MONITOR.NUM_PICTURES > 0
         if not due or self.monitor is None or not self.world.is_main:
             return []
         images, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
         with torch.inference_mode():
             output = model(images, mask)
-        caption = (
-            f"MaskFeat after {epoch} epochs: image, masked input, HOG target, predicted HOG (hidden patches bright)"
-        )
-        return [("reconstruction", hog_sheet(model, images, output, self.cfg.DATA.MEAN, self.cfg.DATA.STD), caption)]
+            sheet, remarks = reconstruction_sheet(model, images, output, self.pixels)
+        pictures = [("reconstruction", sheet, f"after {epoch} epochs; {remarks}")]
+        if is_due(epoch, self.cfg.KNN.PERIOD, last):
+            caption = f"after {epoch} epochs: nearest training images by cosine; framed where of the query's class"
+            pictures.append(("neighbours", self.monitor.neighbours(self.pixels), caption))
+        return pictures
 
     def file_name(self, index: int) -> str:
         """The path of training file `index`."""
