@@ -214,9 +214,26 @@ class TestInitFrom:
         expected = resample_positions(source.backbone.pos_embed.detach(), (2, 2), (4, 4), prefix=1)
         assert torch.equal(model.backbone.pos_embed.detach(), expected)
 
-    def test_positions_that_are_no_square(self, saved):
-        message = message_of(init_from, classifier(size=32, cls_token=False), str(saved))
-        assert "position table" in message and str(saved) in message
+    def test_class_token_of_no_use(self, saved):
+        """Its row of the table goes with it, the others stay where they are."""
+        source, model = classifier(seed=1), classifier(cls_token=False)
+        report = init_from(model, str(saved))
+        assert report.unused == ["backbone.cls_token"] and "class token's row" in "\n".join(report.lines())
+        assert torch.equal(model.backbone.pos_embed, source.backbone.pos_embed[:, 1:])
+
+    def test_positions_that_are_no_square(self, tmp_path):
+        state, path = classifier(size=32).state_dict(), tmp_path / "x.pyth"
+        state["backbone.pos_embed"] = state["backbone.pos_embed"][:, :13]
+        torch.save(state, path)
+        message = message_of(init_from, classifier(), str(path))
+        assert "position table" in message and str(path) in message and "2 x 2" in message
+
+    def test_no_class_token_for_a_model_that_has_one(self, tmp_path):
+        path = tmp_path / "x.pyth"
+        torch.save(classifier(cls_token=False).state_dict(), path)
+        for size in (16, 32):
+            message = message_of(init_from, classifier(size=size), str(path))
+            assert str(path) in message and "MVIT.CLS_EMBED_ON" in message
 
     def test_share_below_the_floor(self, tmp_path):
         path = tmp_path / "x.pyth"

@@ -24,6 +24,7 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
         mean_pooling=cfg.MVIT.USE_MEAN_POOLING,
         dropout=cfg.MODEL.DROPOUT_RATE,
         init_scale=cfg.MVIT.HEAD_INIT_SCALE,
+        fresh_norm=cfg.MVIT.FRESH_NORM,
     )
     return Classifier(backbone, head)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,11 @@ import torch
 from iopath.common.file_io import g_pathmgr
 from safetensors.torch import load_file
 
+from mfm_core.checkpoint.stand_ins import known_objects
 from mfm_core.errors import UserError
+
+_REFUSED = re.compile(r"GLOBAL (\S{1,80})")
+"""How torch names the object that it refuses to make."""
 
 
 def save_atomic(state: Any, path: Path) -> None:
@@ -41,6 +46,8 @@ def save_atomic(state: Any, path: Path) -> None:
 def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
     """What a .pth, .pyth, .pt or .safetensors file holds, on the CPU; never runs code from it.
 
+    Arguments and meters that released files carry are left out (`stand_ins`), other objects refuse the file.
+
     `key` is the configuration key that named the file. Raises UserError for a missing or corrupt file.
     """
     try:
@@ -52,12 +59,14 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
     try:
         if local.endswith(".safetensors"):
             return load_file(local)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), known_objects():
             warnings.simplefilter("ignore")  # torch wonders about unusual pickles; what matters is whether they load
             return torch.load(local, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        refused = _REFUSED.search(str(error))
+        which = f" ({refused[1]})" if refused else ""
         raise UserError(
-            f"{key}: {path} is not a readable checkpoint, or holds objects other than tensors and plain values, "
+            f"{key}: {path} is not a readable checkpoint, or holds objects other than tensors and plain values{which}, "
             "which are not loaded because they can run code."
         ) from None
     except MemoryError:

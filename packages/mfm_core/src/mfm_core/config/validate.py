@@ -66,6 +66,7 @@ FINETUNE_ONLY = (
     "MODEL.DROPOUT_RATE",
     "MVIT.USE_MEAN_POOLING",
     "MVIT.HEAD_INIT_SCALE",
+    "MVIT.FRESH_NORM",
 )
 ALREADY_TRUE = {
     # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.
@@ -93,6 +94,11 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("MASK.MAE_RND_MASK", "MASK.DECODER_DEPTH", "MASK.DECODER_EMBED_DIM"),
     ),
     (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
+    (
+        lambda c: task_of(c) == "finetune" and c.MVIT.USE_MEAN_POOLING,
+        "has no effect: the norm behind MVIT.USE_MEAN_POOLING always starts afresh",
+        ("MVIT.FRESH_NORM",),
+    ),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
     (
