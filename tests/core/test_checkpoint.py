@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fvcore.common.config import CfgNode
 from golden_cases import cases, load_case
 from safetensors.torch import save_file
 from torch import nn
@@ -16,6 +20,7 @@ from mfm_core.checkpoint import io
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state, save_atomic
+from mfm_core.checkpoint.stand_ins import Forgotten
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.nn.pos_embed import resample_positions
@@ -123,6 +128,59 @@ class TestReading:
         path.write_bytes(pickle.dumps(Trap(trap)))
         assert str(path) in message_of(load_file_state, str(path))
         assert not trap.exists()
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_what_released_files_hold_beside_weights(self, zipped, tmp_path):
+        """Arguments of the run, its configuration, meters: forgotten, not run, and in nobody's way."""
+        path, state = tmp_path / "x.pth", classifier(seed=1).state_dict()
+        arguments = argparse.Namespace(lr=1e-3, folder=Path("/data"), device=torch.device("cpu"), betas=(0.9, 0.95))
+        config = CfgNode({"MODEL": {"NAME": "x"}, "LR": 0.1})
+        config.freeze()
+        content = {
+            "model": state,
+            "args": arguments,
+            "config": config,
+            "best": np.float64(83.6),
+            "epoch": np.int64(3),
+            "history": [np.arange(3.0), {"loss": np.array([1, 2])}],
+            "type": np.dtype("float32"),
+        }
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        read = load_file_state(str(path))
+        assert isinstance(read["args"], Forgotten) and not vars(read["args"])
+        assert isinstance(read["best"], Forgotten) and isinstance(read["history"][1]["loss"], Forgotten)
+        model = classifier()
+        report = init_from(model, str(path))
+        assert not (report.missing or report.unused)
+        assert torch.equal(model.state_dict()["backbone.cls_token"], state["backbone.cls_token"])
+        with pytest.raises(pickle.UnpicklingError):  # only `load_file_state` knows them, and only while it reads
+            torch.load(path, weights_only=True)
+
+    @pytest.mark.parametrize(
+        "function", ["os.mkdir", "posix.mkdir", "builtins.eval", "builtins.getattr", "shutil.move"]
+    )
+    def test_arguments_that_are_a_trap(self, function, tmp_path):
+        """Beside an innocent Namespace, a call that is refused by name."""
+        path, trap = tmp_path / "trap.pth", tmp_path / "made_by_pickle"
+        module, name = function.split(".")
+        namespace = b"cargparse\nNamespace\n)\x81}X\x01\x00\x00\x00ac" + f"{module}\n{name}\n".encode()
+        argument = f"open({str(trap)!r}, 'w')" if name == "eval" else str(trap)
+        text = argument.encode()
+        call = b"X" + len(text).to_bytes(4, "little") + text + b"\x85R"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", b"\x80\x02" + namespace + call + b"sb.")
+            archive.writestr("x/version", "3\n")
+            archive.writestr("x/byteorder", "little")
+        message = message_of(load_file_state, str(path))
+        assert str(path) in message and name in message and "run code" in message
+        assert not trap.exists()
+
+    def test_a_stand_in_that_is_called_keeps_nothing(self, tmp_path):
+        """State and items that a file gives to a stand-in do not become attributes or code."""
+        path = tmp_path / "x.pth"
+        torch.save({"args": argparse.Namespace(**{"__class__": "x", "forward": "y"})}, path)
+        read = load_file_state(str(path))["args"]
+        assert type(read) is Forgotten and not vars(read)
 
     @pytest.mark.parametrize("suffix", [".pyth", ".safetensors"])
     @pytest.mark.parametrize("kept", [0, 1, 10, 100, 0.5, 0.99])
