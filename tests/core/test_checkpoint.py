@@ -156,31 +156,23 @@ class TestReading:
         with pytest.raises(pickle.UnpicklingError):  # only `load_file_state` knows them, and only while it reads
             torch.load(path, weights_only=True)
 
-    @pytest.mark.parametrize(
-        "function", ["os.mkdir", "posix.mkdir", "builtins.eval", "builtins.getattr", "shutil.move"]
-    )
+    @pytest.mark.parametrize("function", ["os.mkdir", "posix.mkdir", "builtins.eval"])
     def test_arguments_that_are_a_trap(self, function, tmp_path):
-        """Beside an innocent Namespace, a call that is refused by name."""
+        """A call inside an innocent Namespace, which plain pickle runs, is refused by name."""
         path, trap = tmp_path / "trap.pth", tmp_path / "made_by_pickle"
         module, name = function.split(".")
-        namespace = b"cargparse\nNamespace\n)\x81}X\x01\x00\x00\x00ac" + f"{module}\n{name}\n".encode()
-        argument = f"open({str(trap)!r}, 'w')" if name == "eval" else str(trap)
-        text = argument.encode()
-        call = b"X" + len(text).to_bytes(4, "little") + text + b"\x85R"
+        argument = (f"__import__('os').mkdir({str(trap)!r})" if name == "eval" else str(trap)).encode()
+        call = f"c{module}\n{name}\nX".encode() + len(argument).to_bytes(4, "little") + argument + b"\x85R"
+        code = b"\x80\x02cargparse\nNamespace\n)\x81}X\x01\x00\x00\x00a" + call + b"sb."
+        pickle.loads(code)
+        trap.rmdir()
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("x/data.pkl", b"\x80\x02" + namespace + call + b"sb.")
+            archive.writestr("x/data.pkl", code)
             archive.writestr("x/version", "3\n")
             archive.writestr("x/byteorder", "little")
         message = message_of(load_file_state, str(path))
         assert str(path) in message and name in message and "run code" in message
         assert not trap.exists()
-
-    def test_a_stand_in_that_is_called_keeps_nothing(self, tmp_path):
-        """State and items that a file gives to a stand-in do not become attributes or code."""
-        path = tmp_path / "x.pth"
-        torch.save({"args": argparse.Namespace(**{"__class__": "x", "forward": "y"})}, path)
-        read = load_file_state(str(path))["args"]
-        assert type(read) is Forgotten and not vars(read)
 
     @pytest.mark.parametrize("suffix", [".pyth", ".safetensors"])
     @pytest.mark.parametrize("kept", [0, 1, 10, 100, 0.5, 0.99])

@@ -131,13 +131,10 @@ def test_resnets(kind):
 
 
 def test_our_own_names_stay():
-    for extra in (
-        pairs("head.norm", "head.projection"),
-        decoder(2),
-        pairs("head.transforms.0.0", "head.projections.0"),
-    ):
-        names = vit(2) | extra
-        checkpoint = read({name: (2,) for name in names}, "model_state")
+    maskfeat = pairs("head.transforms.0.0", "head.projections.0")
+    for head in (pairs("head.norm", "head.projection"), decoder(2), maskfeat):
+        names = vit(2) | head
+        checkpoint = read(dict.fromkeys(names, (2,)), "model_state")
         assert checkpoint.layout.name == "our" and checkpoint.theirs == {name: name for name in names}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from iopath.common.file_io import g_pathmgr
 from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from mfm_core.checkpoint.stand_ins import known_objects
 from mfm_core.errors import UserError
@@ -21,26 +22,27 @@ _REFUSED = re.compile(r"GLOBAL (\S{1,80})")
 """How torch names the object that it refuses to make."""
 
 
-def save_atomic(state: Any, path: Path) -> None:
-    """Writes `state` beside `path`, forces it to disk and renames it into place.
+def save_atomic(state: Any, path: Path, remedy: str = "free the disk or change OUTPUT_DIR") -> None:
+    """Writes `state` beside `path`, forces it to disk and renames it into place; .safetensors takes tensors by name.
 
     A kill at any moment leaves the old file or the new one; what it leaves beside them, the next save of this name
-    overwrites. Raises UserError where the folder cannot be written.
+    overwrites. Raises UserError, with the remedy, where the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            if path.suffix == ".safetensors":
+                file.write(serialize({name: t.contiguous() for name, t in state.items()}, {"format": "pt"}))
+            else:
+                torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"Cannot write the checkpoint {path}: {_line(error)}. Free the disk or change OUTPUT_DIR."
-        ) from None
+        raise UserError(f"Cannot write the checkpoint {path} ({_line(error)}); {remedy}.") from None
 
 
 def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
