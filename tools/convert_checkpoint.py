@@ -26,7 +26,7 @@ def convert(path: str, out: str, average: bool = False) -> tuple[TimmModel, CfgN
         raise UserError(f"OUT {out} must end in .safetensors or .pth.")
     content = load_file_state(path, key="CHECKPOINT")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"CHECKPOINT: {path} is no checkpoint of a run of ours; timm reads others' by itself, or not.")
+        raise UserError(f"CHECKPOINT: {path} is no checkpoint that a run of ours wrote.")
     state = content["ema_state" if average else "model_state"]
     if not state:
         raise UserError(f"--ema: {path} holds no moving average; the run had TRAIN.EMA_DECAY 0.")
