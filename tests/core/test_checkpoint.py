@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fvcore.common.config import CfgNode
 from golden_cases import cases, load_case
 from safetensors.torch import save_file
 from torch import nn
@@ -16,6 +20,7 @@ from mfm_core.checkpoint import io
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state, save_atomic
+from mfm_core.checkpoint.stand_ins import Forgotten
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.nn.pos_embed import resample_positions
@@ -124,6 +129,51 @@ class TestReading:
         assert str(path) in message_of(load_file_state, str(path))
         assert not trap.exists()
 
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_what_released_files_hold_beside_weights(self, zipped, tmp_path):
+        """Arguments of the run, its configuration, meters: forgotten, not run, and in nobody's way."""
+        path, state = tmp_path / "x.pth", classifier(seed=1).state_dict()
+        arguments = argparse.Namespace(lr=1e-3, folder=Path("/data"), device=torch.device("cpu"), betas=(0.9, 0.95))
+        config = CfgNode({"MODEL": {"NAME": "x"}, "LR": 0.1})
+        config.freeze()
+        content = {
+            "model": state,
+            "args": arguments,
+            "config": config,
+            "best": np.float64(83.6),
+            "epoch": np.int64(3),
+            "history": [np.arange(3.0), {"loss": np.array([1, 2])}],
+            "type": np.dtype("float32"),
+        }
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        read = load_file_state(str(path))
+        assert isinstance(read["args"], Forgotten) and not vars(read["args"])
+        assert isinstance(read["best"], Forgotten) and isinstance(read["history"][1]["loss"], Forgotten)
+        model = classifier()
+        report = init_from(model, str(path))
+        assert not (report.missing or report.unused)
+        assert torch.equal(model.state_dict()["backbone.cls_token"], state["backbone.cls_token"])
+        with pytest.raises(pickle.UnpicklingError):  # only `load_file_state` knows them, and only while it reads
+            torch.load(path, weights_only=True)
+
+    @pytest.mark.parametrize("function", ["os.mkdir", "posix.mkdir", "builtins.eval"])
+    def test_arguments_that_are_a_trap(self, function, tmp_path):
+        """A call inside an innocent Namespace, which plain pickle runs, is refused by name."""
+        path, trap = tmp_path / "trap.pth", tmp_path / "made_by_pickle"
+        module, name = function.split(".")
+        argument = (f"__import__('os').mkdir({str(trap)!r})" if name == "eval" else str(trap)).encode()
+        call = f"c{module}\n{name}\nX".encode() + len(argument).to_bytes(4, "little") + argument + b"\x85R"
+        code = b"\x80\x02cargparse\nNamespace\n)\x81}X\x01\x00\x00\x00a" + call + b"sb."
+        pickle.loads(code)
+        trap.rmdir()
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", code)
+            archive.writestr("x/version", "3\n")
+            archive.writestr("x/byteorder", "little")
+        message = message_of(load_file_state, str(path))
+        assert str(path) in message and name in message and "run code" in message
+        assert not trap.exists()
+
     @pytest.mark.parametrize("suffix", [".pyth", ".safetensors"])
     @pytest.mark.parametrize("kept", [0, 1, 10, 100, 0.5, 0.99])
     def test_truncated(self, suffix, kept, tmp_path, saved):
@@ -214,9 +264,26 @@ class TestInitFrom:
         expected = resample_positions(source.backbone.pos_embed.detach(), (2, 2), (4, 4), prefix=1)
         assert torch.equal(model.backbone.pos_embed.detach(), expected)
 
-    def test_positions_that_are_no_square(self, saved):
-        message = message_of(init_from, classifier(size=32, cls_token=False), str(saved))
-        assert "position table" in message and str(saved) in message
+    def test_class_token_of_no_use(self, saved):
+        """Its row of the table goes with it, the others stay where they are."""
+        source, model = classifier(seed=1), classifier(cls_token=False)
+        report = init_from(model, str(saved))
+        assert report.unused == ["backbone.cls_token"] and "class token's row" in "\n".join(report.lines())
+        assert torch.equal(model.backbone.pos_embed, source.backbone.pos_embed[:, 1:])
+
+    def test_positions_that_are_no_square(self, tmp_path):
+        state, path = classifier(size=32).state_dict(), tmp_path / "x.pyth"
+        state["backbone.pos_embed"] = state["backbone.pos_embed"][:, :13]
+        torch.save(state, path)
+        message = message_of(init_from, classifier(), str(path))
+        assert "position table" in message and str(path) in message and "2 x 2" in message
+
+    def test_no_class_token_for_a_model_that_has_one(self, tmp_path):
+        path = tmp_path / "x.pyth"
+        torch.save(classifier(cls_token=False).state_dict(), path)
+        for size in (16, 32):
+            message = message_of(init_from, classifier(size=size), str(path))
+            assert str(path) in message and "MVIT.CLS_EMBED_ON" in message
 
     def test_share_below_the_floor(self, tmp_path):
         path = tmp_path / "x.pyth"

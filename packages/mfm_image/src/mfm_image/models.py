@@ -25,6 +25,7 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
         dropout=cfg.MODEL.DROPOUT_RATE,
         init_scale=cfg.MVIT.HEAD_INIT_SCALE,
         norm=backbone.needs_norm,
+        fresh_norm=cfg.MVIT.FRESH_NORM,
     )
     return Classifier(backbone, head)
 

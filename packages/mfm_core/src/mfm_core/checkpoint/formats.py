@@ -1,79 +1,84 @@
-"""Released layouts: how the parameter names of other projects read in ours, recognised from the names alone."""
+"""Reads a checkpoint's content under our names: finds the weights in it and the layout that their names are of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from mfm_core.checkpoint.layouts import LAYOUTS, Layout
 from mfm_core.errors import UserError
 
 State = dict[str, Tensor]
+WEIGHTS = ("model_state", "model", "state_dict", "module")
+"""Keys under which projects save weights, one inside the other."""
+AVERAGES = ("ema_state", "state_dict_ema", "model_ema")
+"""Keys of moving averages of them: ours, timm's, torchvision's."""
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A released layout. matches: whether a state has it. prefixes: theirs -> ours, None drops the tensor."""
+@dataclass
+class Checkpoint:
+    """Weights under our names.
 
-    name: str
-    matches: Callable[[State], bool]
-    prefixes: tuple[tuple[str, str | None], ...]
+    state: our name -> tensor, taken out as it is used. theirs: our name -> the name in the file. unread: names in the
+    file that no row of the layout's table fits.
+    """
 
-    def to_ours(self, state: State) -> State:
-        """The state under our names; the first matching prefix counts, names that match none keep theirs."""
-        ours = {}
-        for name, tensor in state.items():
-            for theirs, mine in self.prefixes:
-                if name.startswith(theirs):
-                    name = None if mine is None else mine + name[len(theirs) :]
-                    break
-            if name is not None:
-                ours[name] = tensor
-        return ours
+    path: str
+    layout: Layout
+    state: State
+    theirs: dict[str, str]
+    unread: list[str]
 
+    def rename(self, old: str, new: str) -> None:
+        """Moves what begins with `old` to `new`."""
+        for name in [name for name in self.state if name.startswith(old)]:
+            moved = new + name[len(old) :]
+            self.state[moved] = self.state.pop(name)
+            self.theirs[moved] = self.theirs.pop(name)
 
-_ENCODER = tuple((name, f"backbone.{name}") for name in ("cls_token", "pos_embed", "patch_embed.", "blocks."))
-
-LAYOUTS = (
-    Layout("MFM", lambda s: any(n.startswith("backbone.") for n in s), ()),
-    Layout(
-        "PySlowFast MaskFeat",
-        lambda s: "mask_token" in s and any(n.startswith("pred_head.") for n in s),
-        (*_ENCODER, ("mask_token", "corruption.mask_token"), ("pred_head.", "head."), ("hogs.", None)),
-    ),
-    Layout(
-        "PySlowFast classifier",
-        lambda s: "head.projection.weight" in s and "patch_embed.proj.weight" in s,
-        (*_ENCODER, ("norm.", "head.norm."), ("head.", "head.")),
-    ),
-)
+    def leftovers(self) -> list[str]:
+        """What was not taken out, by its names in the file."""
+        return [self.theirs[name] for name in self.state] + self.unread
 
 
-def read_state(content: Any, path: str, average: bool = False) -> tuple[State, str]:
-    """The model's tensors under our names, and the name of the layout. Raises UserError where no layout fits.
+def read_checkpoint(content: Any, path: str, average: bool = False) -> Checkpoint:
+    """The weights in what `path` holds. Raises UserError where no layout fits.
 
     `average` takes the moving average of the weights where the checkpoint has one.
     """
+    tensors = _find_weights(content, average)
+    for layout in LAYOUTS:
+        if tensors and layout.matches(set(tensors)):
+            ours = layout.to_ours(tensors)
+            state = {name: tensors[theirs] for theirs, name in ours.items() if name is not None}
+            origin = {name: theirs for theirs, name in ours.items() if name is not None}
+            return Checkpoint(path, layout, state, origin, [theirs for theirs, name in ours.items() if name is None])
+    known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
+    raise UserError(f"{path}: none of the known checkpoint layouts ({known}) fits.")
+
+
+def _find_weights(content: Any, average: bool) -> State:
+    """The named tensors in a checkpoint, without the prefixes of parallel and compiled models."""
     state = content
-    for key in (("ema_state",) if average else ()) + ("model_state", "model", "state_dict"):
+    for key in (AVERAGES if average else ()) + WEIGHTS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if isinstance(state, dict):
-        tensors = {name.removeprefix("module."): t for name, t in state.items() if _is_named(name, t)}
-        for layout in LAYOUTS:
-            if tensors and layout.matches(tensors):
-                return layout.to_ours(tensors), layout.name
-    raise UserError(f"{path}: none of the known checkpoint layouts ({', '.join(x.name for x in LAYOUTS)}) fits.")
-
-
-def _is_named(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    if not isinstance(state, dict):
+        return {}
+    tensors = {}
+    for name, value in state.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            for wrapper in _WRAPPERS:
+                name = name.removeprefix(wrapper)
+            tensors[name] = value
+    return tensors
 
 
 def pyslowfast_name(name: str) -> str:
-    """Our parameter name as PySlowFast calls it; the inverse of the tables above."""
+    """Our parameter name as PySlowFast calls it; the inverse of its table."""
     if name.startswith("head.norm."):
         return name.removeprefix("head.")
     if name.startswith(("head.transforms.", "head.projections.")):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from mfm_core.checkpoint.formats import read_state
+from mfm_core.checkpoint.fit import assign_norms, fit_axes, fit_biases, fit_positions
+from mfm_core.checkpoint.formats import Checkpoint, read_checkpoint
 from mfm_core.checkpoint.io import load_file_state
 from mfm_core.errors import UserError
-from mfm_core.nn.pos_embed import resample_positions
+
+_TABLES = ("backbone.pos_embed", "head.pos_embed")
+_BLOCK = re.compile(r"backbone\.(?:blocks|layer\d)\.\d+(?=\.)")
 
 
 @dataclass
 class InitReport:
-    """What happened to each name."""
+    """What happened to each name. `unused` has the names of the file, the others ours."""
 
     layout: str
     loaded: list[str] = field(default_factory=list)
@@ -23,12 +27,13 @@ class InitReport:
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     other_shape: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was changed on the way, in words."""
 
     def lines(self) -> list[str]:
         """One line for each thing that happened, for the log."""
-        lines = [f"{len(self.loaded)} tensors loaded ({self.layout} layout)"]
+        lines = [f"{len(self.loaded)} tensors loaded ({self.layout} layout)", *self.notes]
         for what, names in (
-            ("positions resampled to the new grid", self.resampled),
             ("not in the checkpoint, freshly initialised", self.missing),
             ("in the checkpoint, of no use here", self.unused),
             ("of another shape in the checkpoint, freshly initialised", self.other_shape),
@@ -51,54 +56,76 @@ def init_from(
     fills less than `min_match` of the backbone's parameters. `average` prefers the checkpoint's moving average.
     Raises UserError, naming file and tensor.
     """
-    state, layout = read_state(load_file_state(path, key), path, average)
-    report = InitReport(layout)
+    checkpoint = read_checkpoint(load_file_state(path, key), path, average)
+    report = InitReport(checkpoint.layout.name)
     own = model.state_dict()
+    _refuse_other_architecture(own, checkpoint)
+    assign_norms(checkpoint, own, getattr(getattr(model, "head", None), "norm_role", ""))
+    attentions = fit_biases(checkpoint, own)
+    if attentions:
+        report.notes.append(f"biases of query and value fitted in {attentions} attentions; a key's has no effect")
+    _fit_tables(checkpoint, own, model, report)
     for name, tensor in own.items():
-        source = state.pop(name, None)
+        source = checkpoint.state.pop(name, None)
         if source is None:
             report.missing.append(name)
             continue
-        if source.shape != tensor.shape and name == "backbone.pos_embed":
-            source = _resample(source, model.backbone, path)
-            report.resampled.append(name)
-        if source.shape != tensor.shape:
-            if name.startswith("backbone."):
-                raise UserError(
-                    f"{path}: {name} is {tuple(source.shape)} there and {tuple(tensor.shape)} here; the checkpoint is "
-                    "of another model size, so MVIT.EMBED_DIM, DEPTH or PATCH_KERNEL must change to match it."
-                )
+        source = fit_axes(source, tensor.shape)
+        if source.shape == tensor.shape:
+            tensor.copy_(source)
+            report.loaded.append(name)
+        elif name.startswith("backbone."):
+            raise UserError(_other_size(name, source, tensor, path))
+        else:
             report.other_shape.append(name)
-            continue
-        tensor.copy_(source)
-        report.loaded.append(name)
-    report.unused = list(state)
-    _refuse_other_depth(report, path)
+    report.unused = checkpoint.leftovers()
+    _refuse_other_depth(checkpoint, report)
     _check_share(own, report, path, min_match)
     return report
 
 
-def _resample(table: Tensor, backbone: nn.Module, path: str) -> Tensor:
-    """The checkpoint's square position table on this backbone's grid."""
-    prefix = backbone.num_prefix_tokens
-    side = math.isqrt(table.shape[1] - prefix)
-    if side * side != table.shape[1] - prefix or len(backbone.grid) != 2 or table.shape[2] != backbone.embed_dim:
-        raise UserError(
-            f"{path}: the position table {tuple(table.shape)} cannot be resampled to a grid of {backbone.grid} "
-            f"with width {backbone.embed_dim}."
-        )
-    return resample_positions(table, (side, side), backbone.grid, prefix)
+def _fit_tables(checkpoint: Checkpoint, own: dict[str, Tensor], model: nn.Module, report: InitReport) -> None:
+    """Brings position tables to the model's grid and its class token."""
+    has_class_token = "backbone.cls_token" in checkpoint.state
+    for name in _TABLES:
+        source, tensor = checkpoint.state.get(name), own.get(name)
+        if source is None or tensor is None or source.shape == tensor.shape or source.shape[2:] != tensor.shape[2:]:
+            continue
+        table, done = fit_positions(source, tensor.shape[1], model.backbone.grid, has_class_token, checkpoint.path)
+        checkpoint.state[name] = table
+        report.resampled.append(name)
+        report.notes.append(f"{name} {done}")
 
 
-def _refuse_other_depth(report: InitReport, path: str) -> None:
+def _other_size(name: str, source: Tensor, tensor: Tensor, path: str) -> str:
+    keys = "RESNET.DEPTH" if _BLOCK.match(name) and ".layer" in name else "MVIT.EMBED_DIM, DEPTH or PATCH_KERNEL"
+    return (
+        f"{path}: {name} is {tuple(source.shape)} there and {tuple(tensor.shape)} here; the checkpoint is of another "
+        f"model size, so {keys} must change to match it."
+    )
+
+
+def _refuse_other_architecture(own: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    here, there = _architecture(own), _architecture(checkpoint.state)
+    if here and there and here != there:
+        raise UserError(f"{checkpoint.path} is a {there}'s, and this model is a {here}; MODEL.ARCH must match it.")
+
+
+def _architecture(names: Iterable[str]) -> str:
+    kinds = {"backbone.patch_embed.proj.weight": "ViT", "backbone.conv1.weight": "ResNet"}
+    return next((kinds[name] for name in names if name in kinds), "")
+
+
+def _refuse_other_depth(checkpoint: Checkpoint, report: InitReport) -> None:
     """Whole blocks that only one side has; single tensors of a block (layer scales, say) may differ."""
-    here, there = _blocks(report.loaded + report.missing), _blocks(report.loaded + report.unused)
+    here, there = _blocks(report.loaded + report.missing), _blocks([*report.loaded, *checkpoint.state])
     if _blocks(report.loaded) and here != there:
-        raise UserError(f"{path} has {len(there)} blocks and this model {len(here)}; MVIT.DEPTH must match it.")
+        key = "RESNET.DEPTH" if any(".layer" in name for name in here) else "MVIT.DEPTH"
+        raise UserError(f"{checkpoint.path} has {len(there)} blocks and this model {len(here)}; {key} must match it.")
 
 
 def _blocks(names: list[str]) -> set[str]:
-    return {name.split(".")[2] for name in names if name.startswith("backbone.blocks.")}
+    return {match[0] for match in map(_BLOCK.match, names) if match}
 
 
 def _check_share(own: dict[str, Tensor], report: InitReport, path: str, min_match: float) -> None:

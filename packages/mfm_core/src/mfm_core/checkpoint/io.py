@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -12,34 +13,42 @@ from typing import Any
 import torch
 from iopath.common.file_io import g_pathmgr
 from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
+from mfm_core.checkpoint.stand_ins import known_objects
 from mfm_core.errors import UserError
 
+_REFUSED = re.compile(r"GLOBAL (\S{1,80})")
+"""How torch names the object that it refuses to make."""
 
-def save_atomic(state: Any, path: Path) -> None:
-    """Writes `state` beside `path`, forces it to disk and renames it into place.
+
+def save_atomic(state: Any, path: Path, remedy: str = "free the disk or change OUTPUT_DIR") -> None:
+    """Writes `state` beside `path`, forces it to disk and renames it into place; .safetensors takes tensors by name.
 
     A kill at any moment leaves the old file or the new one; what it leaves beside them, the next save of this name
-    overwrites. Raises UserError where the folder cannot be written.
+    overwrites. Raises UserError, with the remedy, where the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            if path.suffix == ".safetensors":
+                file.write(serialize({name: t.contiguous() for name, t in state.items()}, {"format": "pt"}))
+            else:
+                torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"Cannot write the checkpoint {path}: {_line(error)}. Free the disk or change OUTPUT_DIR."
-        ) from None
+        raise UserError(f"Cannot write the checkpoint {path} ({_line(error)}); {remedy}.") from None
 
 
 def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
     """What a .pth, .pyth, .pt or .safetensors file holds, on the CPU; never runs code from it.
+
+    Arguments and meters that released files carry are left out (`stand_ins`), other objects refuse the file.
 
     `key` is the configuration key that named the file. Raises UserError for a missing or corrupt file.
     """
@@ -52,12 +61,14 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
     try:
         if local.endswith(".safetensors"):
             return load_file(local)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), known_objects():
             warnings.simplefilter("ignore")  # torch wonders about unusual pickles; what matters is whether they load
             return torch.load(local, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        refused = _REFUSED.search(str(error))
+        which = f" ({refused[1]})" if refused else ""
         raise UserError(
-            f"{key}: {path} is not a readable checkpoint, or holds objects other than tensors and plain values, "
+            f"{key}: {path} is not a readable checkpoint, or holds objects other than tensors and plain values{which}, "
             "which are not loaded because they can run code."
         ) from None
     except MemoryError:

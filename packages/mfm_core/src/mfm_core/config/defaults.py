@@ -148,6 +148,8 @@ _C.MVIT.USE_FIXED_SINCOS_POS = False
 _C.MVIT.SINCOS_FIRST = "column"
 # Classifier: mean over the tokens, then norm; otherwise norm, then the class token.
 _C.MVIT.USE_MEAN_POOLING = False
+# ours: without mean pooling, start the classifier's norm afresh instead of taking the pre-trained encoder's (MAE-priv).
+_C.MVIT.FRESH_NORM = False
 # Stochastic depth of the last block; it grows linearly from 0.
 _C.MVIT.DROPPATH_RATE = 0.1
 # Initial value of learned per-channel scales on the residual branches; 0 is no such scales.

@@ -87,6 +87,7 @@ FINETUNE_ONLY = (
     "MODEL.DROPOUT_RATE",
     "MVIT.USE_MEAN_POOLING",
     "MVIT.HEAD_INIT_SCALE",
+    "MVIT.FRESH_NORM",
 )
 ALREADY_TRUE = {
     # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.
@@ -183,6 +184,11 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         lambda c: not c.MFM.WITH_MATRIX,
         "acts with MFM.WITH_MATRIX only",
         ("MFM.MATRIX_GAMMA", "MFM.LOG_MATRIX", "MFM.BATCH_MATRIX"),
+    ),
+    (
+        lambda c: task_of(c) == "finetune" and c.MVIT.USE_MEAN_POOLING,
+        "has no effect: the norm behind MVIT.USE_MEAN_POOLING always starts afresh",
+        ("MVIT.FRESH_NORM",),
     ),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
     (

@@ -13,7 +13,8 @@ class ClassificationHead(nn.Module):
 
     mean_pooling: the mean over the patch tokens, then the norm. Otherwise the norm, then the class token, or the mean
     where the encoder has none. init_scale multiplies the initial linear layer. norm: False leaves the norm out, for
-    encoders that have their own (ResNets).
+    encoders that have their own (ResNets). fresh_norm: the norm starts afresh even where it stands where a pre-trained
+    encoder had its own (MAE-priv's class token).
     """
 
     def __init__(
@@ -25,9 +26,10 @@ class ClassificationHead(nn.Module):
         dropout: float = 0.0,
         init_scale: float = 1.0,
         norm: bool = True,
+        fresh_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.num_prefix_tokens, self.mean_pooling = num_prefix_tokens, mean_pooling
+        self.num_prefix_tokens, self.mean_pooling, self.fresh_norm = num_prefix_tokens, mean_pooling, fresh_norm
         self.norm = layer_norm(embed_dim) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embed_dim, num_classes)
@@ -35,6 +37,16 @@ class ClassificationHead(nn.Module):
         with torch.no_grad():
             self.projection.weight.mul_(init_scale)
             self.projection.bias.mul_(init_scale)
+
+    @property
+    def norm_role(self) -> str:
+        """What the norm stands for when weights of others are loaded: pooled | tokens | "" (nothing of theirs).
+
+        pooled: a norm behind the mean, which pre-trained encoders have not. tokens: the encoder's final norm.
+        """
+        if self.mean_pooling:
+            return "pooled"
+        return "" if self.fresh_norm else "tokens"
 
     def features(self, tokens: Tensor) -> Tensor:
         """(B, prefix + L, D) to (B, D), what enters the linear layer."""
