@@ -51,7 +51,7 @@ def config_of(model: dict):
         cls_token=model["use_cls_token"],
         decoder_width=model["decoder_embed_dim"],
         decoder_depth=model["decoder_depth"],
-        decoder_heads=model["decoder_num_heads"],
+        decoder_heads=model["decoder_num_heads"] or 0,
         ratio=model["mask_ratio"],
     )
 
