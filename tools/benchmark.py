@@ -21,7 +21,7 @@ from benchmark_attention import benchmark_attention
 from benchmark_loader import rows as loader_rows
 from benchmark_mae import benchmark_mae
 from benchmark_plain import plain_hog
-from benchmark_step import benchmark_step
+from benchmark_step import benchmark_mfm, benchmark_step
 from benchmark_timing import Row, median_times, pictures, threads_of
 
 from mfm_core.targets.hog import hog
@@ -64,6 +64,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "attention": benchmark_attention,
     "step": benchmark_step,
     "mae": benchmark_mae,
+    "mfm": benchmark_mfm,
     "loader": benchmark_loader,
 }
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor
 
-from mfm_core.objective import MaskedPrediction
+from mfm_core.corruption.frequency import ClampedFilter
+from mfm_core.losses.frequency import FrequencyDistance
+from mfm_core.objective import CorruptedPrediction, MaskedPrediction, Pretraining
 from mfm_core.targets.hog import HOGTarget, group
 
 
@@ -63,10 +65,52 @@ class PlainHOGTarget(HOGTarget):
 
 def plain_form(model: MaskedPrediction) -> MaskedPrediction:
     """A copy of a MaskFeat model, with the same weights, through plain attention and the plain HOG."""
+    plain = with_plain_attention(model)
+    plain.target = PlainHOGTarget(model.target.patch, model.target.bins, model.target.cell)
+    return plain
+
+
+def with_plain_attention(model: Pretraining) -> Pretraining:
+    """A copy of a model, with the same weights; a ViT's attention is plain."""
     plain = copy.deepcopy(model)
-    for block in plain.backbone.blocks:
+    for block in getattr(plain.backbone, "blocks", ()):
         ours = block.attn
         block.attn = PlainAttention(ours.num_heads * ours.head_dim, ours.num_heads, qkv_bias=ours.qkv.bias is not None)
         block.attn.load_state_dict(ours.state_dict())
-    plain.target = PlainHOGTarget(model.target.patch, model.target.bins, model.target.cell)
+    return plain.to(next(model.parameters()).device)
+
+
+class PlainFilter(ClampedFilter):
+    """The same filter as MFM's code writes it: the spectrum is shifted there and back."""
+
+    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+        """(B, C, H, W) normalised, (B, H, W) True = hidden."""
+        with torch.autocast(images.device.type, enabled=False):
+            spectrum = torch.fft.fftshift(torch.fft.fft2(self.pixels(images)), dim=(-2, -1))
+            spectrum = spectrum * (~mask[:, None]).float()
+            images = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real
+            return self.normalised(images.clamp(0, 1))
+
+
+class PlainFrequencyDistance(FrequencyDistance):
+    """The masked distance as MFM's code writes it: both spectra transformed, shifted, and split into two parts."""
+
+    def __call__(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D) tokens, (B, H, W) True = hidden."""
+        first, second = (self._parts(self._images(tokens.float())) for tokens in (prediction, target))
+        squared = (first - second) ** 2
+        elements = torch.sqrt(squared[..., 0] + squared[..., 1] + self.variant.eps) ** self.variant.loss_gamma
+        hidden = mask[:, None].float()
+        return (elements * hidden).sum() / hidden.sum() / elements.shape[1]
+
+    def _parts(self, images: Tensor) -> Tensor:
+        spectrum = torch.fft.fftshift(torch.fft.fft2(images, norm="ortho"), dim=(-2, -1))
+        return torch.stack([spectrum.real, spectrum.imag], dim=-1)
+
+
+def plain_mfm_form(model: CorruptedPrediction) -> CorruptedPrediction:
+    """A copy of an MFM model, with the same weights, through plain attention, the plain filter and the plain loss."""
+    plain, ours = with_plain_attention(model), model.loss
+    plain.corruption = PlainFilter(model.corruption.mean.flatten().tolist(), model.corruption.std.flatten().tolist())
+    plain.loss = PlainFrequencyDistance(ours.grid, ours.patch, ours.reduction, ours.variant)
     return plain.to(next(model.parameters()).device)

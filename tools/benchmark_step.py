@@ -1,8 +1,8 @@
-"""The MaskFeat training step of ViT-B, forward to optimizer step, beside the same model in its plain form.
+"""The training step of MaskFeat (ViT-B) or MFM, forward to optimizer step, beside the same model in its plain form.
 
-Ours is `Trainer.train_step` itself: HOG target, loss, backward, clipping, NaN guard, fused AdamW. The plain side has
-the same weights, images and masks, attention and HOG written out (`benchmark_plain.py`), torch's clip_grad_norm_ and
-torch's AdamW as it comes: in fp32 on a CPU, under fp16 autocast with a GradScaler on a GPU.
+Ours is `Trainer.train_step` itself: target, loss, backward, clipping, NaN guard, fused AdamW. The plain side has the
+same weights, images and masks; attention, HOG and spectra as the ancestors write them (`benchmark_plain.py`), torch's
+clip_grad_norm_ and torch's AdamW as it comes: in fp32 on a CPU, under fp16 autocast with a GradScaler on a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmark_plain import plain_form
+from benchmark_plain import plain_form, plain_mfm_form
 from benchmark_timing import Row, median_times, pictures, product, threads_of
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -29,7 +29,7 @@ from mfm_core.engine.precision import DTYPES as ROUNDED
 from mfm_core.engine.precision import autocast_factory, computes_bf16
 from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.interfaces import Batch
-from mfm_core.objective import MaskedPrediction, Pretraining
+from mfm_core.objective import Pretraining
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel.strategies import Single
 from mfm_core.parallel.world import World
@@ -37,7 +37,12 @@ from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model, example_input
 from mfm_image.tasks.pretrain import PretrainTask
 
-CONFIG = Path(__file__).parent.parent / "configs" / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+MASKFEAT = CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml"
+MFM = {
+    "ViT-B": CONFIGS / "mfm" / "mfm_pretrain__vit_base__img224__300ep.yaml",
+    "ResNet-50": CONFIGS / "mfm" / "mfm_pretrain__resnet50__img224__300ep.yaml",
+}
 DTYPES = {"fp32": torch.float32, **ROUNDED}
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 """Side of the matrices whose product measures what the device can do."""
@@ -66,32 +71,47 @@ class StepTask(PretrainTask):
         self.model = model
 
 
+PlainForm = Callable[[Pretraining], Pretraining]
+"""A copy of the model, with the same weights, in its plain form."""
+
+
 def benchmark_step(args: argparse.Namespace) -> Iterator[Row]:
+    """MaskFeat's step on ViT-B."""
+    return step_rows(args, "step", "ViT-B", MASKFEAT, plain_form)
+
+
+def benchmark_mfm(args: argparse.Namespace) -> Iterator[Row]:
+    """MFM's step on ViT-B and on ResNet-50."""
+    for backbone, config in MFM.items():
+        yield from step_rows(args, "mfm", backbone, config, plain_mfm_form)
+
+
+def step_rows(args: argparse.Namespace, name: str, backbone: str, config: Path, plain_form: PlainForm) -> Iterator[Row]:
     """A row for each way to take the step; one for the matrix products, which bound what a smaller format can gain."""
     device = torch.device(args.device)
     cpu = device.type == "cpu"
     size = args.batch or (8 if cpu else 128)
-    cfg = load_config(str(CONFIG), ["TRAIN.BATCH_SIZE", str(size), *args.set])
+    cfg = load_config(str(config), ["TRAIN.BATCH_SIZE", str(size), *args.set])
     threads = max(args.threads) if cpu else 0
     with threads_of(threads) if cpu else nullcontext():
         torch.manual_seed(0)
         model = build_model(cfg).to(device).train()
         batch = make_batch(cfg, model.backbone.grid, size, device)
         compiled = args.compile if args.compile is not None else not cpu
-        sides = build_sides(cfg, model, batch, compiled)
-        equal = check_equal(model, batch, {side.precision for side in sides.values()})
+        sides = build_sides(cfg, model, plain_form, batch, compiled)
+        equal = check_equal(model, plain_form(model), batch, {side.precision for side in sides.values()})
         kinds = dict.fromkeys(side.precision for side in sides.values())
         products = {kind: product(PRODUCT[device.type], DTYPES[kind], device) for kind in kinds}
         times = median_times({**{name: side.run for name, side in sides.items()}, **products}, args.repeats, device)
     flops = 6 * forward_macs(model, example_input(cfg, model.backbone.grid)) * size
     rates = {kind: 2 * PRODUCT[device.type] ** 3 / times[kind] for kind in kinds}
     peak = args.peak_tflops or dense_peak(device)
-    model_name = " ".join(["ViT-B", *args.set])
+    model_name = " ".join([backbone, *args.set])
     base = next(iter(sides))
-    for name, side in sides.items():
-        remark = utilisation(flops, size, times[name], side, rates[side.precision], peak)
-        remark += f"; {equal}" if name == base else ""
-        yield Row("step", f"{model_name}, batch {size}, {name}", threads, times[base], times[name], remark)
+    for way, side in sides.items():
+        remark = utilisation(flops, size, times[way], side, rates[side.precision], peak)
+        remark += f"; {equal}" if way == base else ""
+        yield Row(name, f"{model_name}, batch {size}, {way}", threads, times[base], times[way], remark)
     yield from product_rows(sides[base].precision, kinds, times, rates, PRODUCT[device.type], threads)
 
 
@@ -117,25 +137,26 @@ def dense_peak(device: torch.device) -> float | None:
 
 
 def make_batch(cfg: CfgNode, grid: tuple[int, ...], size: int, device: torch.device) -> Batch:
-    """`size` pictures with the masks that the configuration asks for, on the device."""
-    masks = masks_from_cfg(cfg, grid)
-    generator = torch.Generator().manual_seed(0)
-    inputs = pictures(size, cfg.DATA.TRAIN_CROP_SIZE, device)
+    """`size` pictures with the masks of the configuration, on the device."""
+    masks, generator = masks_from_cfg(cfg, grid), torch.Generator().manual_seed(0)
+    images = pictures(size, cfg.DATA.TRAIN_CROP_SIZE, torch.device("cpu"))
     return Batch(
-        inputs=inputs,
+        inputs=images.to(device),
         labels=torch.zeros(size, dtype=torch.int64, device=device),
-        mask=torch.stack([masks(generator, image) for image in inputs]).to(device),
+        mask=torch.stack([masks(generator, image) for image in images]).to(device),
         index=torch.arange(size),
     )
 
 
-def build_sides(cfg: CfgNode, model: MaskedPrediction, batch: Batch, compiled: bool) -> dict[str, Side]:
+def build_sides(
+    cfg: CfgNode, model: Pretraining, plain_form: PlainForm, batch: Batch, compiled: bool
+) -> dict[str, Side]:
     """The plain side first, then ours by precision; each with a copy of the weights of `model`."""
     device = batch.inputs.device
     base = "fp32" if device.type == "cpu" else "fp16"
     ours = ["fp32"] if device.type == "cpu" else []
     ours += ["bf16"] if computes_bf16(device) else []
-    builders = {f"plain {base}": (base, lambda: plain_step(cfg, model, batch, base))}
+    builders = {f"plain {base}": (base, lambda: plain_step(cfg, plain_form(model), batch, base))}
     for kind in ours:
         builders[f"ours {kind}"] = kind, lambda kind=kind: our_step(cfg, model, batch, kind, compiled=False)
     if compiled:
@@ -189,9 +210,9 @@ def our_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, com
     return lambda: trainer.train_step(batch)
 
 
-def plain_step(cfg: CfgNode, model: MaskedPrediction, batch: Batch, precision: str) -> Callable:
-    """The step as one writes it down, on a plain copy of `model`."""
-    model, device = plain_form(model), batch.inputs.device
+def plain_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str) -> Callable:
+    """The step as one writes it down, on a `model` in its plain form."""
+    device = batch.inputs.device
     autocast = autocast_factory(precision, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.SOLVER.WARMUP_START_LR)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -209,10 +230,10 @@ def plain_step(cfg: CfgNode, model: MaskedPrediction, batch: Batch, precision: s
     return run
 
 
-def check_equal(model: MaskedPrediction, batch: Batch, precisions: set[str]) -> str:
+def check_equal(model: Pretraining, plain: Pretraining, batch: Batch, precisions: set[str]) -> str:
     """Whether both sides compute the same loss and gradient norm, in words; raises SystemExit where they do not."""
     device = batch.inputs.device.type
-    loss, norm = loss_and_norm(plain_form(model), batch, "fp32")
+    loss, norm = loss_and_norm(plain, batch, "fp32")
     our_loss, our_norm = loss_and_norm(copy.deepcopy(model), batch, "fp32")
     errors = {"loss, fp32": (abs(our_loss / loss - 1), LOSS_TOLERANCE[device])}
     errors["gradient norm, fp32"] = abs(our_norm / norm - 1), NORM_TOLERANCE[device]
@@ -225,7 +246,7 @@ def check_equal(model: MaskedPrediction, batch: Batch, precisions: set[str]) -> 
     return "ours differs by " + ", ".join(f"{error:.0e} ({what})" for what, (error, _) in errors.items())
 
 
-def loss_and_norm(model: MaskedPrediction, batch: Batch, precision: str) -> tuple[float, float]:
+def loss_and_norm(model: Pretraining, batch: Batch, precision: str) -> tuple[float, float]:
     """Of one forward and backward pass."""
     with autocast_factory(precision, batch.inputs.device)():
         loss = model(batch.inputs, batch.mask).loss

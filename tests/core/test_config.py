@@ -20,6 +20,8 @@ FILES = sorted({name for key in KEYS.values() for name in key["used"]})
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
 FINETUNE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_FT.yaml")
 MAE = ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "2"]
+MFM = str(CONFIGS / "mfm" / "mfm_pretrain__vit_base__img224__300ep.yaml")
+RESNET = str(CONFIGS / "mfm" / "mfm_pretrain__resnet50__img224__300ep.yaml")
 
 
 def recipe(name: str, folder: Path) -> Path:
@@ -239,6 +241,39 @@ def test_impossible_combinations(overrides, part):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["MASK.METHOD", "maskfeat"], ["MODEL.ARCH resnet", "maskfeat"]),
+        (["AUG.MASK_TYPE", "block"], ["AUG.MASK_TYPE block", "mfm"]),
+        (["MFM.CORRUPTION", "sr", "MFM.LOSS_REDUCTION", "masked"], ["MFM.LOSS_REDUCTION masked", "sr"]),
+        (["MFM.AVE_SPECTRUM", "True", "TRAIN.ACCUM_STEPS", "2"], ["MFM.AVE_SPECTRUM", "TRAIN.ACCUM_STEPS"]),
+        (["MFM.WITH_MATRIX", "True", "MFM.BATCH_MATRIX", "True", "TRAIN.ACCUM_STEPS", "2"], ["MFM.BATCH_MATRIX"]),
+        (["MFM.PATCH_FACTOR", "3"], ["MFM.PATCH_FACTOR 3", "DATA.TRAIN_CROP_SIZE 224"]),
+        (["MFM.BLUR_KERNEL_LIST", "['disc']"], ["MFM.BLUR_KERNEL_LIST", "'disc'", "plateau_iso"]),
+        (["MFM.BLUR_KERNEL_LIST", "['iso']"], ["MFM.BLUR_KERNEL_PROB", "['iso']"]),
+        (["MFM.BLUR_KERNEL_LIST", "[7]"], ["MFM.BLUR_KERNEL_LIST", "words"]),
+        (["MFM.NOISE_PROB", "[0, 0]"], ["MFM.NOISE_PROB"]),
+        (["MFM.NOISE_TYPE", "['salt', 'poisson']"], ["MFM.NOISE_TYPE", "'salt'"]),
+        (["MFM.BLUR_KERNEL_SIZE", "[7, 8]"], ["MFM.BLUR_KERNEL_SIZE", "odd"]),
+        (["MFM.CORRUPTION", "deblur", "MFM.BLUR_KERNEL_SIZE", "[449]"], ["MFM.BLUR_KERNEL_SIZE 449"]),
+        (["MFM.CORRUPTION", "sr", "MFM.SR_FACTOR", "225"], ["MFM.SR_FACTOR 225"]),
+        (["DATA.TEST_CROP_SIZE", "256"], ["DATA.TEST_CROP_SIZE 256", "DATA.TRAIN_CROP_SIZE 224"]),
+        (["RESNET.DEPTH", "34"], ["RESNET.DEPTH", "50"]),
+    ],
+    ids=lambda p: p[0] if isinstance(p, list) else "",
+)
+def test_impossible_combinations_of_mfm(overrides, parts):
+    message = message_of(RESNET, *overrides)
+    assert all(part in message for part in parts), message
+
+
+def test_a_loss_over_the_batch_depends_on_the_processes():
+    keys = ["MFM.AVE_SPECTRUM", "True"]
+    assert any(w.startswith("MFM.AVE_SPECTRUM True") for w in validate(load_config(RESNET, keys)))
+    assert not validate(load_config(RESNET, [*keys, "NUM_GPUS", "1"]))
+
+
+@pytest.mark.parametrize(
     ("path", "overrides"),
     [
         (IMAGE, ["DATA.SAMPLING_RATE", "4"]),
@@ -268,6 +303,20 @@ def test_impossible_combinations(overrides, part):
         (IMAGE, ["TRAIN.MIXED_PRECISION", "True", "TRAIN.PRECISION", "fp32"]),
         (IMAGE, ["SOLVER.CLIP_GRAD_L2NORM", "1.0", "SOLVER.CLIP_GRAD_VAL", "1.0"]),
         (IMAGE, ["TEST.CHECKPOINT_FILE_PATH", "x.pyth"]),
+        (IMAGE, ["MFM.RADIUS", "8"]),
+        (IMAGE, ["MFM.LOSS_GAMMA", "2.0"]),
+        (IMAGE, ["RESNET.DEPTH", "101"]),
+        (MFM, ["MFM.SR_FACTOR", "4"]),
+        (MFM, ["MFM.BLUR_SIGMA_X", "[1, 2]"]),
+        (MFM, ["MFM.NOISE_PROB", "[0.1, 0.9]"]),
+        (MFM, ["MFM.GREY", "True", "MASK.TARGET", "hog"]),
+        (MFM, ["MFM.LOG_MATRIX", "True"]),
+        (MFM, ["AUG.MASK_RATIO", "0.4"]),
+        (MFM, ["MASK.PRETRAIN_DEPTH", "[11]"]),
+        (MFM, ["MFM.LOW_PASS_RATIO", "0.2", "MFM.CORRUPTION", "sr"]),
+        (RESNET, ["MVIT.SIZE", "B"]),
+        (RESNET, ["BN.USE_PRECISE_STATS", "True"]),
+        (FINETUNE, ["MFM.CORRUPTION", "sr"]),
         (FINETUNE, ["MASK.PRED_HOG", "True"]),
         (FINETUNE, ["AUG.MASK_RATIO", "0.4"]),
         (FINETUNE, ["HOG.CELL", "4"]),
