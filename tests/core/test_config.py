@@ -11,7 +11,7 @@ import pytest
 import yaml
 from paths import CONFIGS, REPOSITORY
 
-from mfm_core.config import flatten, get_cfg, load_config, modality_of, validate
+from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES
 from mfm_core.errors import UserError
 
@@ -113,6 +113,7 @@ def test_our_files_validate(path):
         (["DATA.TRAIN_JITTER_SCALES_RELATIVE", "['a', 'b']"], ["DATA.TRAIN_JITTER_SCALES_RELATIVE", "numbers"]),
         (["SOLVER.OPTIMIZING_METHOD", "adam"], ["SOLVER.OPTIMIZING_METHOD", "'adamw'"]),
         (["SOLVER.BASE_LR", "(" * 5000], ["SOLVER.BASE_LR", "a number"]),
+        (["PICTURE.HEAD_FUSION", "sum"], ["PICTURE.HEAD_FUSION", "'mean'"]),
     ],
     ids=lambda p: p[0][:40] if len(p[0]) < 90 else "nested",
 )
@@ -129,6 +130,7 @@ def test_mistakes_on_the_command_line(overrides, parts):
         ("TRAIN:\n", ["run.yaml", "TRAIN is a section"]),
         ("RNG_SEED: {A: 1}\n", ["run.yaml", "RNG_SEED.A"]),
         ("RNG_SEED: a\n", ["run.yaml", "RNG_SEED", "whole number"]),
+        ("PICTURE: {KIND: [1]}\n", ["run.yaml", "PICTURE.KIND", "words"]),
         ("SOLVER:\n  BASE_LR: .nan\n", ["run.yaml", "SOLVER.BASE_LR", "finite"]),
         ("TRAIN:\n  [\n", ["run.yaml", "not valid YAML"]),
         ("- 1\n- 2\n", ["run.yaml", "cannot be read as a config"]),
@@ -185,6 +187,7 @@ def test_spellings_of_values():
         "DATA.TRAIN_JITTER_SCALES_RELATIVE": ("[0.5, 1]", [0.5, 1]),
         "TRAIN.CHECKPOINT_FILE_PATH": ("None", ""),
         "OUTPUT_DIR": ("7", "7"),
+        "PICTURE.KIND": ("attention, 'neighbours'", ["attention", "neighbours"]),
     }
     cfg = dict(flatten(load_config(None, [w for key, (text, _) in overrides.items() for w in (key, text)])))
     for key, (_, value) in overrides.items():
@@ -274,6 +277,32 @@ def test_a_loss_over_the_batch_depends_on_the_processes():
 
 
 @pytest.mark.parametrize(
+    ("path", "overrides", "part"),
+    [
+        (IMAGE, ["PICTURE.KIND", "attention,saliency"], "PICTURE.KIND has 'saliency'"),
+        (IMAGE, ["PICTURE.KIND", "gradient"], "needs a classifier"),
+        (FINETUNE, ["PICTURE.KIND", "reconstruction"], "needs a pre-training model"),
+        (FINETUNE, ["PICTURE.KIND", "attention", "MODEL.ARCH", "resnet"], "MODEL.ARCH resnet has none"),
+        (FINETUNE, ["PICTURE.KIND", "gradient", "PICTURE.CLASS", "1000"], "PICTURE.CLASS is 1000"),
+    ],
+    ids=lambda p: p[1] if isinstance(p, list) else "",
+)
+def test_impossible_pictures(path, overrides, part):
+    assert part in message_of(path, "TASK", "visualise", *overrides)
+
+
+def test_which_pictures_a_model_gives():
+    def kinds(path, *overrides):
+        return pictures_of(load_config(path, ["TASK", "visualise", *overrides]))
+
+    assert kinds(IMAGE) == ["reconstruction", "attention", "neighbours"]
+    assert kinds(IMAGE, "MODEL.MODEL_NAME", "") == ["reconstruction", "attention", "neighbours"]
+    assert kinds(FINETUNE) == kinds(FINETUNE, "MODEL.MODEL_NAME", "") == ["attention", "gradient", "neighbours"]
+    assert kinds(FINETUNE, "MODEL.ARCH", "resnet") == ["neighbours"]
+    assert pictures_of(load_config(IMAGE)) == []
+
+
+@pytest.mark.parametrize(
     ("path", "overrides"),
     [
         (IMAGE, ["DATA.SAMPLING_RATE", "4"]),
@@ -322,6 +351,13 @@ def test_a_loss_over_the_batch_depends_on_the_processes():
         (FINETUNE, ["HOG.CELL", "4"]),
         (FINETUNE, ["KNN.PERIOD", "1"]),
         (FINETUNE, ["MONITOR.NUM_IMAGES", "16"]),
+        (FINETUNE, ["MONITOR.NUM_PICTURES", "3", "MODEL.ARCH", "resnet"]),
+        (IMAGE, ["PICTURE.INPUT", "photo.jpg"]),
+        (IMAGE, ["PICTURE.DISCARD_RATIO", "0.9"]),
+        (FINETUNE, ["PICTURE.HEAD_FUSION", "max", "MONITOR.NUM_PICTURES", "0"]),
+        (FINETUNE, ["PICTURE.CLASS", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
+        (FINETUNE, ["PICTURE.NUM_NEIGHBOURS", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
+        (IMAGE, ["PICTURE.SEED", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
         (FINETUNE, ["AUG.COLOR_JITTER", "0.3"]),
         (FINETUNE, ["AUG.RE_PROB", "0.5", "AUG.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),

@@ -295,6 +295,22 @@ def test_log_from_other_hands_is_tolerated(tmp_path):
     assert "3 lines of log.jsonl could not be read" in report_of(folder)
 
 
+def test_the_latest_of_each_kind_is_open(tmp_path):
+    folder = tmp_path / "run"
+    for name in ("reconstruction_00002", "reconstruction_00004", "neighbours_00004", "attention"):
+        save_png(np.zeros((4, 4, 3), np.uint8), folder / "pictures" / f"{name}.png")
+    names = ("reconstruction_00002", "reconstruction_00004", "neighbours_00004")
+    write_log(folder, *({"kind": "picture", "file": f"pictures/{n}.png", "epoch": int(n[-5:])} for n in names))
+    text = report_of(folder)
+    section = text[text.index("<h2>Pictures") :]
+    folded = re.findall(r"<details>.*?</details>", section, flags=re.S)
+    assert len(folded) == 1 and "1 earlier" in folded[0] and "Reconstruction, epoch 2" in folded[0]
+    still_open = re.sub(r"<details>.*?</details>", "", section, flags=re.S)
+    for title in ("Reconstruction, epoch 4", "Neighbours, epoch 4", "<h3>attention</h3>"):
+        assert still_open.count(title) == 1, title
+    assert "epoch 2" not in still_open
+
+
 def test_many_pictures_are_thinned(tmp_path, monkeypatch):
     folder = write_log(tmp_path / "run", start())
     for n in range(1, 41):
