@@ -254,7 +254,7 @@ def test_impossible_combinations(overrides, part):
         (["MFM.PATCH_FACTOR", "3"], ["MFM.PATCH_FACTOR 3", "DATA.TRAIN_CROP_SIZE 224"]),
         (["MFM.BLUR_KERNEL_LIST", "['disc']"], ["MFM.BLUR_KERNEL_LIST", "'disc'", "plateau_iso"]),
         (["MFM.BLUR_KERNEL_LIST", "['iso']"], ["MFM.BLUR_KERNEL_PROB", "['iso']"]),
-        (["MFM.BLUR_KERNEL_LIST", "[7]"], ["MFM.BLUR_KERNEL_LIST", "words"]),
+        (["MFM.BLUR_KERNEL_LIST", "[7]"], ["MFM.BLUR_KERNEL_LIST", "'7'"]),
         (["MFM.NOISE_PROB", "[0, 0]"], ["MFM.NOISE_PROB"]),
         (["MFM.NOISE_TYPE", "['salt', 'poisson']"], ["MFM.NOISE_TYPE", "'salt'"]),
         (["MFM.BLUR_KERNEL_SIZE", "[7, 8]"], ["MFM.BLUR_KERNEL_SIZE", "odd"]),
