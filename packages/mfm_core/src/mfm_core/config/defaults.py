@@ -205,14 +205,29 @@ _C.SOLVER.OPTIMIZING_METHOD = "sgd"
 _C.SOLVER.BASE_LR = 0.1
 # Multiply base, end and warm-up start learning rate by NUM_SHARDS.
 _C.SOLVER.BASE_LR_SCALE_NUM_SHARDS = False
+# ours: the learning rates are meant for this many files per step and grow with the batch in proportion; 0 is off.
+_C.SOLVER.LR_REFERENCE_BATCH = 0
+# ours: what LR_REFERENCE_BATCH scales: base (BASE_LR alone, MAE) | all (WARMUP_START_LR and COSINE_END_LR too, MFM).
+_C.SOLVER.LR_REFERENCE_SCALES = "base"
+# ours: the learning rate changes between epochs only, not at each step.
+_C.SOLVER.LR_PER_EPOCH = False
+# ours: the learning rate of each step is the one meant for this many steps before it (MFM: 1).
+_C.SOLVER.LR_LAG_STEPS = 0
 # cosine | constant (ours)
 _C.SOLVER.LR_POLICY = "cosine"
 _C.SOLVER.MAX_EPOCH = 300
 _C.SOLVER.COSINE_END_LR = 0.0
+# ours: COSINE_END_LR and WARMUP_START_LR hold as they are for every layer; else layer decay lowers them, too.
+_C.SOLVER.COSINE_END_LR_ABSOLUTE = False
+_C.SOLVER.WARMUP_START_LR_ABSOLUTE = False
 # The half-cosine starts at the end of warm-up instead of at epoch 0.
 _C.SOLVER.COSINE_AFTER_WARMUP = False
 _C.SOLVER.WARMUP_EPOCHS = 0.0
 _C.SOLVER.WARMUP_START_LR = 0.01
+# ours: warm-up leads to BASE_LR, where a cosine from epoch 0 has already left it (COSINE_AFTER_WARMUP False).
+_C.SOLVER.WARMUP_TO_BASE_LR = False
+# ours: warm-up gets there at its own last step (MAE-priv, mmpretrain), not at the step after it.
+_C.SOLVER.WARMUP_INCLUSIVE = False
 _C.SOLVER.BETAS = (0.9, 0.999)
 _C.SOLVER.MOMENTUM = 0.9
 _C.SOLVER.DAMPENING = 0.0
@@ -220,6 +235,8 @@ _C.SOLVER.NESTEROV = True
 _C.SOLVER.WEIGHT_DECAY = 1e-4
 # No weight decay on 1-D parameters (norms and biases).
 _C.SOLVER.ZERO_WD_1D_PARAM = False
+# ours: tables without weight decay, of cls_token, pos_embed and mask_token, where the model has them.
+_C.SOLVER.NO_DECAY = []
 # Learning rate of block i is multiplied by LAYER_DECAY^(depth - i).
 _C.SOLVER.LAYER_DECAY = 1.0
 # Clip each gradient value, or the norm of all gradients together; None is off.

@@ -15,7 +15,7 @@ import yaml
 from fvcore.common.config import CfgNode as CN
 
 from mfm_core.config.defaults import get_cfg
-from mfm_core.config.tables import CHOICES, NULLABLE
+from mfm_core.config.tables import CHOICES, NULLABLE, WORD_LISTS
 from mfm_core.errors import UserError
 from mfm_core.registry import suggest
 
@@ -113,6 +113,12 @@ def _literal(value: Any) -> Any:
 
 def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None:
     """A list takes what its default holds; an empty or missing default says nothing but that it holds numbers."""
+    if key in WORD_LISTS:
+        unknown = [word for word in value if word not in WORD_LISTS[key]]
+        if unknown:
+            known = ", ".join(WORD_LISTS[key])
+            raise UserError(f"{where}{key} takes a list of some of {known}, not {unknown[0]!r}.")
+        return
     kinds = {type(d) for d in default or ()} or {float, list, tuple}
     allowed = (*kinds, int) if float in kinds else tuple(kinds)
     if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in value):

@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple] = {
     "RESNET.DEPTH": (50, 101, 152),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
     "SOLVER.LR_POLICY": ("cosine", "constant"),
+    "SOLVER.LR_REFERENCE_SCALES": ("base", "all"),
     "TRAIN.DATASET": ("imagenet", "kinetics"),
     "TEST.DATASET": ("imagenet", "kinetics"),
     "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
@@ -36,6 +37,11 @@ CHOICES: dict[str, tuple] = {
     "DIST.STRATEGY": ("auto", "single", "ddp"),
 }
 """Keys that take one of a few words."""
+
+WORD_LISTS: dict[str, tuple[str, ...]] = {
+    "SOLVER.NO_DECAY": ("cls_token", "pos_embed", "mask_token"),
+}
+"""Keys that take a list of any of these words."""
 
 _INF = float("inf")
 RANGES: dict[str, tuple[float, float]] = {
@@ -76,6 +82,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "HOG.CELL": (1, _INF),
     "HOG.GAUSSIAN_WINDOW": (0, _INF),
     "SOLVER.BASE_LR": (0, _INF),
+    "SOLVER.LR_REFERENCE_BATCH": (0, _INF),
+    "SOLVER.LR_LAG_STEPS": (0, _INF),
     "SOLVER.MAX_EPOCH": (1, _INF),
     "SOLVER.COSINE_END_LR": (0, _INF),
     "SOLVER.WARMUP_START_LR": (0, _INF),

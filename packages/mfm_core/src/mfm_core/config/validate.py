@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.load import flatten
-from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, target_of, task_of
+from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, schedule_of, target_of, task_of
 from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES
 from mfm_core.errors import UserError
 
@@ -133,12 +133,38 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (
         lambda c: c.SOLVER.LR_POLICY == "constant",
         "acts with SOLVER.LR_POLICY cosine only",
-        ("SOLVER.COSINE_END_LR", "SOLVER.COSINE_AFTER_WARMUP"),
+        (
+            "SOLVER.COSINE_END_LR",
+            "SOLVER.COSINE_AFTER_WARMUP",
+            "SOLVER.COSINE_END_LR_ABSOLUTE",
+            "SOLVER.WARMUP_TO_BASE_LR",
+        ),
     ),
     (
         lambda c: c.SOLVER.WARMUP_EPOCHS == 0,
         "acts with SOLVER.WARMUP_EPOCHS above 0 only",
-        ("SOLVER.WARMUP_START_LR", "SOLVER.COSINE_AFTER_WARMUP"),
+        (
+            "SOLVER.WARMUP_START_LR",
+            "SOLVER.COSINE_AFTER_WARMUP",
+            "SOLVER.WARMUP_START_LR_ABSOLUTE",
+            "SOLVER.WARMUP_TO_BASE_LR",
+            "SOLVER.WARMUP_INCLUSIVE",
+        ),
+    ),
+    (
+        lambda c: c.SOLVER.COSINE_AFTER_WARMUP,
+        "acts with SOLVER.COSINE_AFTER_WARMUP False only",
+        ("SOLVER.WARMUP_TO_BASE_LR",),
+    ),
+    (
+        lambda c: c.SOLVER.LAYER_DECAY == 1,
+        "acts with SOLVER.LAYER_DECAY below 1 only",
+        ("SOLVER.COSINE_END_LR_ABSOLUTE", "SOLVER.WARMUP_START_LR_ABSOLUTE"),
+    ),
+    (
+        lambda c: c.SOLVER.LR_REFERENCE_BATCH == 0,
+        "acts with SOLVER.LR_REFERENCE_BATCH above 0 only",
+        ("SOLVER.LR_REFERENCE_SCALES",),
     ),
     (
         lambda c: c.SOLVER.CLIP_GRAD_VAL is not None,
@@ -264,8 +290,17 @@ def _refuse_classifier(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
-    if cfg.SOLVER.LR_POLICY == "cosine" and cfg.SOLVER.COSINE_END_LR >= cfg.SOLVER.BASE_LR:
-        yield f"SOLVER.COSINE_END_LR {cfg.SOLVER.COSINE_END_LR} is not below SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}."
+    if cfg.SOLVER.LR_REFERENCE_BATCH > 0 and cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS:
+        yield (
+            "SOLVER.LR_REFERENCE_BATCH scales the learning rate by the batch of all machines; set "
+            "SOLVER.BASE_LR_SCALE_NUM_SHARDS False."
+        )
+    schedule = schedule_of(cfg, cfg.NUM_SHARDS)
+    if schedule.policy == "cosine" and schedule.end >= schedule.base:
+        yield (
+            f"SOLVER.COSINE_END_LR {cfg.SOLVER.COSINE_END_LR} is not below SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}"
+            + (f" (for this batch {schedule.base:g})." if cfg.SOLVER.LR_REFERENCE_BATCH else ".")
+        )
     if not 0 <= cfg.SOLVER.WARMUP_EPOCHS < cfg.SOLVER.MAX_EPOCH:
         yield (
             f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} is not below SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH}; "
