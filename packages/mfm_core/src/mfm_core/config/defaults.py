@@ -102,7 +102,13 @@ _C.MIXUP.CUTMIX_ALPHA = 1.0
 # Probability of mixing a batch, and of CutMix where both are on.
 _C.MIXUP.PROB = 1.0
 _C.MIXUP.SWITCH_PROB = 0.5
+# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it).
+_C.MIXUP.PARTNER = "reverse"
+# Share of a label's probability that the classes get: all of them, or (ours) the others alone.
 _C.MIXUP.LABEL_SMOOTH_VALUE = 0.1
+_C.MIXUP.LABEL_SMOOTH_OVER = "all"
+# ours: smooth labels without MIXUP.ENABLE, too.
+_C.MIXUP.LABEL_SMOOTH_ALWAYS = False
 
 # ---------------------------------------------------------------- model
 _C.MODEL = CN()
@@ -113,7 +119,7 @@ _C.MODEL.ARCH = "slowfast"
 _C.MODEL.NUM_CLASSES = 400
 # Dropout before the classifier.
 _C.MODEL.DROPOUT_RATE = 0.5
-# Pre-training: multi_mse. Fine-tuning: cross_entropy | soft_cross_entropy.
+# Pre-training: multi_mse. Fine-tuning: cross_entropy | soft_cross_entropy | bce (ours: a sigmoid for each class).
 _C.MODEL.LOSS_FUNC = "cross_entropy"
 # Recompute each block's activations in the backward pass instead of keeping them.
 _C.MODEL.ACT_CHECKPOINT = False

@@ -96,24 +96,23 @@ def modality_of(cfg: CfgNode) -> str:
 
 def schedule_of(cfg: CfgNode, num_shards: int) -> LRSchedule:
     """The learning-rate schedule, scaled by the machines or by the batch where the configuration asks for it."""
-    solver = cfg.SOLVER
-    scale = rest = num_shards if solver.BASE_LR_SCALE_NUM_SHARDS else 1.0
-    if solver.LR_REFERENCE_BATCH > 0:
-        scale = cfg.TRAIN.BATCH_SIZE * num_shards / solver.LR_REFERENCE_BATCH
-        rest = scale if solver.LR_REFERENCE_SCALES == "all" else 1.0
+    scale = rest = num_shards if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1.0
+    if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
+        scale = cfg.TRAIN.BATCH_SIZE * num_shards / cfg.SOLVER.LR_REFERENCE_BATCH
+        rest = scale if cfg.SOLVER.LR_REFERENCE_SCALES == "all" else 1.0
     return LRSchedule(
-        base=solver.BASE_LR * scale,
-        end=solver.COSINE_END_LR * rest,
-        warmup_start=solver.WARMUP_START_LR * rest,
-        warmup_epochs=solver.WARMUP_EPOCHS,
-        max_epoch=solver.MAX_EPOCH,
-        policy=solver.LR_POLICY,
-        cosine_after_warmup=solver.COSINE_AFTER_WARMUP,
-        warmup_to_base=solver.WARMUP_TO_BASE_LR,
-        warmup_inclusive=solver.WARMUP_INCLUSIVE,
-        per_epoch=solver.LR_PER_EPOCH,
-        end_absolute=solver.COSINE_END_LR_ABSOLUTE,
-        warmup_start_absolute=solver.WARMUP_START_LR_ABSOLUTE,
+        base=cfg.SOLVER.BASE_LR * scale,
+        end=cfg.SOLVER.COSINE_END_LR * rest,
+        warmup_start=cfg.SOLVER.WARMUP_START_LR * rest,
+        warmup_epochs=cfg.SOLVER.WARMUP_EPOCHS,
+        max_epoch=cfg.SOLVER.MAX_EPOCH,
+        policy=cfg.SOLVER.LR_POLICY,
+        cosine_after_warmup=cfg.SOLVER.COSINE_AFTER_WARMUP,
+        warmup_to_base=cfg.SOLVER.WARMUP_TO_BASE_LR,
+        warmup_inclusive=cfg.SOLVER.WARMUP_INCLUSIVE,
+        per_epoch=cfg.SOLVER.LR_PER_EPOCH,
+        end_absolute=cfg.SOLVER.COSINE_END_LR_ABSOLUTE,
+        warmup_start_absolute=cfg.SOLVER.WARMUP_START_LR_ABSOLUTE,
     )
 
 

@@ -61,6 +61,7 @@ PRETRAIN_ONLY = (
 )
 FINETUNE_ONLY = (
     "MIXUP.ENABLE",
+    "MIXUP.LABEL_SMOOTH_ALWAYS",
     "DATA.LABEL_FRACTION",
     "MODEL.NUM_CLASSES",
     "MODEL.DROPOUT_RATE",
@@ -113,7 +114,12 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (
         lambda c: not c.MIXUP.ENABLE,
         "acts with MIXUP.ENABLE only",
-        ("MIXUP.ALPHA", "MIXUP.CUTMIX_ALPHA", "MIXUP.PROB", "MIXUP.SWITCH_PROB", "MIXUP.LABEL_SMOOTH_VALUE"),
+        ("MIXUP.ALPHA", "MIXUP.CUTMIX_ALPHA", "MIXUP.PROB", "MIXUP.SWITCH_PROB", "MIXUP.PARTNER"),
+    ),
+    (
+        lambda c: not c.MIXUP.ENABLE and not c.MIXUP.LABEL_SMOOTH_ALWAYS,
+        "acts with MIXUP.ENABLE or MIXUP.LABEL_SMOOTH_ALWAYS only",
+        ("MIXUP.LABEL_SMOOTH_VALUE", "MIXUP.LABEL_SMOOTH_OVER"),
     ),
     (
         lambda c: c.KNN.PERIOD == 0 or task_of(c) == "finetune",
@@ -282,9 +288,12 @@ def _refuse_classifier(cfg: CfgNode) -> Iterator[str]:
     if cfg.MODEL.MODEL_NAME == "MaskMViT":
         yield "TASK finetune needs MODEL.MODEL_NAME MViT."
     if cfg.MODEL.LOSS_FUNC == "multi_mse":
-        yield "MODEL.LOSS_FUNC multi_mse is for pre-training; take cross_entropy or soft_cross_entropy."
-    if cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy":
-        yield "MIXUP.ENABLE makes soft labels and needs MODEL.LOSS_FUNC soft_cross_entropy."
+        yield "MODEL.LOSS_FUNC multi_mse is for pre-training; take cross_entropy, soft_cross_entropy or bce."
+    for key in ("ENABLE", "LABEL_SMOOTH_ALWAYS"):
+        if cfg.MIXUP[key] and cfg.MODEL.LOSS_FUNC == "cross_entropy":
+            yield f"MIXUP.{key} makes soft labels and needs MODEL.LOSS_FUNC soft_cross_entropy or bce."
+    if cfg.MIXUP.LABEL_SMOOTH_OVER == "others" and cfg.MODEL.NUM_CLASSES < 2:
+        yield "MIXUP.LABEL_SMOOTH_OVER others needs other classes, and MODEL.NUM_CLASSES is 1; take all."
     if cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         yield "MIXUP.ENABLE is on, but MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are 0; give one of them, or switch it off."
 
