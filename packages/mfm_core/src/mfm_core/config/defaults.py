@@ -71,6 +71,8 @@ _C.AUG = CN()
 _C.AUG.ENABLE = False
 # Views of each file in a batch, decoded once (repeated augmentation, Hoffer et al. 2020).
 _C.AUG.NUM_SAMPLE = 1
+# ours: each file comes this often in its batch, and an epoch of the usual length sees the fewer files (DeiT: 3).
+_C.AUG.REPEATED_SAMPLER = 1
 # Strength of brightness, contrast and saturation jitter; None is off. RandAugment replaces it.
 _C.AUG.COLOR_JITTER = 0.4
 # RandAugment policy in timm's notation; "" is off.

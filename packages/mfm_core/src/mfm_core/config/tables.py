@@ -60,6 +60,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.MAX_BAD_SHARE": (0, 1),
     "DATA_LOADER.NUM_WORKERS": (0, _INF),
     "AUG.NUM_SAMPLE": (1, _INF),
+    "AUG.REPEATED_SAMPLER": (1, _INF),
     "AUG.COLOR_JITTER": (0, _INF),
     "AUG.RE_PROB": (0, 1),
     "AUG.RE_COUNT": (1, _INF),
