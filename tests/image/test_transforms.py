@@ -111,6 +111,21 @@ def test_eval_transform_is_torchvisions_resize_and_centre_crop(size):
     assert_same_pixels(transform.apply(from_pil(image), crop), expected)
 
 
+@pytest.mark.parametrize("short_side", [32, 35, 36, 50])
+@pytest.mark.parametrize("size", [(90, 60), (33, 41)])
+def test_eval_transform_at_a_chosen_resize_size(size, short_side):
+    image = picture(3, *size)
+    expected = T.Compose([T.Resize(short_side, BICUBIC), T.CenterCrop(32), TO_INPUT])(image)
+    transform = EvalTransform(32, MEAN, STD, short_side=short_side)
+    assert_same_pixels(transform.apply(from_pil(image), transform.plan(size[1], size[0], None)), expected)
+
+
+@pytest.mark.parametrize(("size", "ratio", "short_side"), [(224, 0.875, 256), (160, 0.875, 182), (384, 1.0, 384)])
+def test_short_sides_of_mae(size, ratio, short_side):
+    """int(size / 0.875) up to 224 pixels, the size itself above; MAE-priv's 224 / 256 is the same ratio."""
+    assert EvalTransform(size, MEAN, STD, crop_ratio=ratio).short_side == short_side
+
+
 def test_eval_transform_without_a_crop_resizes_the_whole_image():
     image = picture(3)
     expected = TO_INPUT(image.resize((32, 32), Image.Resampling.BICUBIC))

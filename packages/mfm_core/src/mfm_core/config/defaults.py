@@ -40,7 +40,7 @@ _C.DATA.INPUT_CHANNEL_NUM = [3, 3]
 # Side of the square training crop and evaluation crop, pixels.
 _C.DATA.TRAIN_CROP_SIZE = 224
 _C.DATA.TEST_CROP_SIZE = 256
-# Evaluation resizes the short side to crop / ratio before the centre crop.
+# Evaluation resizes the short side to crop / ratio before the centre crop (see TEST.RESIZE_SIZES).
 _C.DATA.IN_VAL_CROP_RATIO = 0.875
 # Random resized crop: range of area, and of aspect ratio. [] is timm's [0.08, 1] and [3/4, 4/3].
 _C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
@@ -295,6 +295,9 @@ _C.TEST.DATASET = "kinetics"
 _C.TEST.BATCH_SIZE = 8
 # Weights to test where TRAIN.ENABLE is off.
 _C.TEST.CHECKPOINT_FILE_PATH = ""
+# ours: short sides, in pixels, that evaluation resizes images to before the crop; [] follows IN_VAL_CROP_RATIO. The
+# first counts; with several, accuracy at each is listed after the last epoch and when testing.
+_C.TEST.RESIZE_SIZES = []
 # Views of a video.
 _C.TEST.NUM_ENSEMBLE_VIEWS = 10
 _C.TEST.NUM_SPATIAL_CROPS = 3

@@ -15,7 +15,7 @@ import yaml
 from fvcore.common.config import CfgNode as CN
 
 from mfm_core.config.defaults import get_cfg
-from mfm_core.config.tables import CHOICES, NULLABLE, WORD_LISTS
+from mfm_core.config.tables import CHOICES, NULLABLE, WHOLE_LISTS, WORD_LISTS
 from mfm_core.errors import UserError
 from mfm_core.registry import suggest
 
@@ -119,7 +119,7 @@ def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None
             known = ", ".join(WORD_LISTS[key])
             raise UserError(f"{where}{key} takes a list of some of {known}, not {unknown[0]!r}.")
         return
-    kinds = {type(d) for d in default or ()} or {float, list, tuple}
+    kinds = {int} if key in WHOLE_LISTS else {type(d) for d in default or ()} or {float, list, tuple}
     allowed = (*kinds, int) if float in kinds else tuple(kinds)
     if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in value):
         what = "numbers" if float in kinds else "whole numbers"

@@ -45,6 +45,9 @@ WORD_LISTS: dict[str, tuple[str, ...]] = {
 }
 """Keys that take a list of any of these words."""
 
+WHOLE_LISTS = ("TEST.RESIZE_SIZES",)
+"""Keys that are empty by default and take a list of whole numbers."""
+
 _INF = float("inf")
 RANGES: dict[str, tuple[float, float]] = {
     "NUM_GPUS": (0, _INF),
@@ -107,6 +110,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": (0, _INF),
     "TRAIN.STOP_STEP": (0, _INF),
     "TEST.BATCH_SIZE": (1, _INF),
+    "TEST.RESIZE_SIZES": (1, _INF),
     "MONITOR.PERIOD": (0, _INF),
     "MONITOR.NUM_IMAGES": (1, _INF),
     "MONITOR.PICTURE_PERIOD": (0, _INF),

@@ -95,6 +95,16 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     ),
     (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
+    (
+        lambda c: bool(c.TEST.RESIZE_SIZES),
+        "has no effect: TEST.RESIZE_SIZES says what images are resized to",
+        ("DATA.IN_VAL_CROP_RATIO",),
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and len(c.TEST.RESIZE_SIZES) > 1,
+        "has one size too many: pre-training evaluates at the first only",
+        ("TEST.RESIZE_SIZES",),
+    ),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
     (
         lambda c: not c.AUG.ENABLE,
@@ -236,6 +246,11 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
             "a ViT's positions belong to one size."
+        )
+    if image and cfg.TEST.RESIZE_SIZES and min(cfg.TEST.RESIZE_SIZES) < cfg.DATA.TEST_CROP_SIZE:
+        yield (
+            f"TEST.RESIZE_SIZES has {min(cfg.TEST.RESIZE_SIZES)}, which is below DATA.TEST_CROP_SIZE "
+            f"{cfg.DATA.TEST_CROP_SIZE}: the crop would reach beyond the image."
         )
     if cfg.MVIT.NORM != "layernorm":
         yield f"MVIT.NORM is '{cfg.MVIT.NORM}'; it can be layernorm."

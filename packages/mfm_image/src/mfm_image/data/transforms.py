@@ -135,7 +135,7 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resizes the short side to `int(size / crop_ratio)` and crops the centre; images may be enlarged for it.
+    """Resizes the short side, to `int(size / crop_ratio)` if not told, and crops the centre; images may be enlarged.
 
     The same pixels as torchvision's `Resize` and `CenterCrop` (to one grey level, rarely two); always decoded in
     full, so that numbers compare with those of other code.
@@ -145,6 +145,7 @@ class EvalTransform:
         mean, std: of RGB in [0, 1].
         crop_ratio: `DATA.IN_VAL_CROP_RATIO`; 0 resizes the whole image to the output without a crop, as PySlowFast.
         interpolation: "bicubic" or "bilinear".
+        short_side: the length itself (`TEST.RESIZE_SIZES`), at least `size`; 0 leaves it to `crop_ratio`.
     """
 
     def __init__(
@@ -154,11 +155,12 @@ class EvalTransform:
         std: Sequence[float],
         crop_ratio: float = 0.875,
         interpolation: str = "bicubic",
+        short_side: int = 0,
     ) -> None:
         if not 0 <= crop_ratio <= 1:
             raise UserError(f"DATA.IN_VAL_CROP_RATIO must be in [0, 1], not {crop_ratio}")
         self.size, self.interpolation = size, interpolation
-        self.short_side = int(size / crop_ratio) if crop_ratio else 0
+        self.short_side = short_side or (int(size / crop_ratio) if crop_ratio else 0)
         self.normalize = Normalize(mean, std)
 
     def plan(self, height: int, width: int, rng: random.Random) -> Crop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -18,9 +19,11 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
 from mfm_core.parallel.world import World
-from mfm_image.data.build import eval_dataset, eval_loader, train_dataset
+from mfm_image.data.build import eval_dataset, eval_loader, resized, train_dataset
 from mfm_image.models import build_model, example_input
 from mfm_image.tasks.periods import is_due
+
+logger = logging.getLogger(__name__)
 
 
 class FinetuneTask:
@@ -68,10 +71,33 @@ class FinetuneTask:
         return {}
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
-        """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so."""
+        """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so.
+
+        Where TEST.RESIZE_SIZES has several sizes, the first is the one that counts; after the last epoch, and when
+        testing, top1_at_SIZE and top5_at_SIZE of each follow.
+        """
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
-        return evaluate_classifier(model, self.val_loader, self.world, self.autocast, self.criterion)
+        values = self._accuracy(model, self.val_loader)
+        sizes = self.cfg.TEST.RESIZE_SIZES
+        if last and len(sizes) > 1:
+            values |= self._at_sizes(model, sizes, values)
+        return values
+
+    def _at_sizes(self, model: nn.Module, sizes: list[int], first: dict[str, float]) -> dict[str, float]:
+        """Accuracy with the short side resized to each of `sizes`; that of the first is known."""
+        found = {}
+        for size in sizes:
+            at = first
+            if size != sizes[0]:
+                dataset = resized(self.cfg, self.val_loader.dataset, size)
+                at = self._accuracy(model, eval_loader(self.cfg, dataset, self.world))
+            logger.info("resized to %d: top1 %.3f  top5 %.3f", size, at["top1"], at["top5"])
+            found |= {f"top1_at_{size}": at["top1"], f"top5_at_{size}": at["top5"]}
+        return found
+
+    def _accuracy(self, model: nn.Module, loader: Loader) -> dict[str, float]:
+        return evaluate_classifier(model, loader, self.world, self.autocast, self.criterion)
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Image.Image, str]]:
         """None: a classifier predicts numbers."""
