@@ -24,6 +24,8 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
         mean_pooling=cfg.MVIT.USE_MEAN_POOLING,
         dropout=cfg.MODEL.DROPOUT_RATE,
         init_scale=cfg.MVIT.HEAD_INIT_SCALE,
+        init_std=cfg.MVIT.HEAD_INIT_STD,
+        init_bias=cfg.MVIT.HEAD_INIT_BIAS,
     )
     return Classifier(backbone, head)
 

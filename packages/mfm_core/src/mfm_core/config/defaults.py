@@ -45,6 +45,8 @@ _C.DATA.IN_VAL_CROP_RATIO = 0.875
 # Random resized crop: range of area, and of aspect ratio. [] is timm's [0.08, 1] and [3/4, 4/3].
 _C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
 _C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = []
+# ours: a random crop that does not fit is clamped to the image (MAE's linear probe), not drawn again up to ten times.
+_C.DATA.TRAIN_CROP_CLAMP = False
 # Flip half of the training images.
 _C.DATA.RANDOM_FLIP = True
 # ours: share of each class's training labels used, for fine-tuning with few labels.
@@ -75,7 +77,7 @@ _C.AUG.NUM_SAMPLE = 1
 _C.AUG.REPEATED_SAMPLER = 1
 # Strength of brightness, contrast and saturation jitter; None is off. RandAugment replaces it.
 _C.AUG.COLOR_JITTER = 0.4
-# RandAugment policy in timm's notation; "" is off.
+# Augmentation policy in timm's notation; ra_M_N (ours) is torchvision's RandAugment, magnitude M of N; "" is off.
 _C.AUG.AA_TYPE = "rand-m9-mstd0.5-inc1"
 _C.AUG.INTERPOLATION = "bicubic"
 # Random erasing: probability, fill (pixel | rand | const), rectangles; RE_SPLIT spares the first view.
@@ -152,6 +154,9 @@ _C.MVIT.DROPPATH_RATE = 0.1
 _C.MVIT.LAYER_SCALE_INIT_VALUE = 0.0
 # Classifier weights start multiplied by this.
 _C.MVIT.HEAD_INIT_SCALE = 1.0
+# ours: their standard deviation before that (MAE: 2e-5), and the biases' start, the norm's too (0 but in PySlowFast).
+_C.MVIT.HEAD_INIT_STD = 0.02
+_C.MVIT.HEAD_INIT_BIAS = 0.02
 # No weight decay on class token and positions.
 _C.MVIT.ZERO_DECAY_POS_CLS = True
 # Multiscale stages: pooling attention, its strides and kernels, relative positions.

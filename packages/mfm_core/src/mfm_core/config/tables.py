@@ -84,6 +84,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "MVIT.PATCH_STRIDE": (1, _INF),
     "MVIT.PATCH_PADDING": (0, _INF),
     "MVIT.DROPPATH_RATE": (0, 1),
+    "MVIT.HEAD_INIT_STD": (0, _INF),
     "HOG.BINS": (1, _INF),
     "HOG.CELL": (1, _INF),
     "HOG.GAUSSIAN_WINDOW": (0, _INF),

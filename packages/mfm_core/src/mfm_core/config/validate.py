@@ -67,6 +67,8 @@ FINETUNE_ONLY = (
     "MODEL.DROPOUT_RATE",
     "MVIT.USE_MEAN_POOLING",
     "MVIT.HEAD_INIT_SCALE",
+    "MVIT.HEAD_INIT_STD",
+    "MVIT.HEAD_INIT_BIAS",
 )
 ALREADY_TRUE = {
     # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.

@@ -35,6 +35,7 @@ def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
         erase_prob=cfg.AUG.RE_PROB if augment and erase else 0.0,
         erase_mode=cfg.AUG.RE_MODE,
         erase_count=cfg.AUG.RE_COUNT,
+        clamp_crop=cfg.DATA.TRAIN_CROP_CLAMP,
     )
 
 
