@@ -12,7 +12,7 @@ import yaml
 from paths import CONFIGS, REPOSITORY
 
 from mfm_core.config import flatten, get_cfg, load_config, modality_of, validate
-from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES
+from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORD_LISTS
 from mfm_core.errors import UserError
 
 KEYS = json.loads((REPOSITORY / "tests" / "recipes" / "pyslowfast_masked_ssl.json").read_text())
@@ -110,6 +110,8 @@ def test_our_files_validate(path):
         (["DATA.TRAIN_JITTER_SCALES_RELATIVE", "['a', 'b']"], ["DATA.TRAIN_JITTER_SCALES_RELATIVE", "numbers"]),
         (["SOLVER.OPTIMIZING_METHOD", "adam"], ["SOLVER.OPTIMIZING_METHOD", "'adamw'"]),
         (["SOLVER.BASE_LR", "(" * 5000], ["SOLVER.BASE_LR", "a number"]),
+        (["SOLVER.NO_DECAY", "['cls_token', 'pos']"], ["SOLVER.NO_DECAY", "mask_token", "'pos'"]),
+        (["TEST.RESIZE_SIZES", "[234.5]"], ["TEST.RESIZE_SIZES", "whole numbers"]),
     ],
     ids=lambda p: p[0][:40] if len(p[0]) < 90 else "nested",
 )
@@ -182,6 +184,8 @@ def test_spellings_of_values():
         "DATA.TRAIN_JITTER_SCALES_RELATIVE": ("[0.5, 1]", [0.5, 1]),
         "TRAIN.CHECKPOINT_FILE_PATH": ("None", ""),
         "OUTPUT_DIR": ("7", "7"),
+        "SOLVER.NO_DECAY": ("('cls_token', 'mask_token')", ["cls_token", "mask_token"]),
+        "TEST.RESIZE_SIZES": ("[234, 235]", [234, 235]),
     }
     cfg = dict(flatten(load_config(None, [w for key, (text, _) in overrides.items() for w in (key, text)])))
     for key, (_, value) in overrides.items():
@@ -227,11 +231,38 @@ def test_lists_of_another_length_are_refused(key):
         (["SOLVER.WARMUP_EPOCHS", "300"], "SOLVER.WARMUP_EPOCHS"),
         (["SOLVER.COSINE_END_LR", "1.0"], "SOLVER.COSINE_END_LR"),
         (["TEST.ENABLE", "True", "TEST.DATASET", "kinetics"], "TEST.DATASET"),
+        (["SOLVER.LR_REFERENCE_BATCH", "256"], "SOLVER.BASE_LR_SCALE_NUM_SHARDS False"),
+        (["TEST.RESIZE_SIZES", "[256, 200]"], "TEST.RESIZE_SIZES has 200, which is below DATA.TEST_CROP_SIZE 224"),
     ],
     ids=lambda p: p if isinstance(p, str) else "",
 )
 def test_impossible_combinations(overrides, part):
     assert part in message_of(IMAGE, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["MODEL.LOSS_FUNC", "cross_entropy"], "MIXUP.ENABLE makes soft labels"),
+        (["MODEL.LOSS_FUNC", "multi_mse"], "bce"),
+        (
+            ["MODEL.LOSS_FUNC", "cross_entropy", "MIXUP.ENABLE", "False", "MIXUP.LABEL_SMOOTH_ALWAYS", "True"],
+            "MIXUP.LABEL_SMOOTH_ALWAYS makes soft labels",
+        ),
+        (["MIXUP.LABEL_SMOOTH_OVER", "others", "MODEL.NUM_CLASSES", "1"], "MIXUP.LABEL_SMOOTH_OVER"),
+        # what counts is the learning rate after scaling: 0.002 for 65536 images is 1.6e-5 for 512
+        (
+            [
+                *("SOLVER.BASE_LR_SCALE_NUM_SHARDS", "False", "SOLVER.LR_REFERENCE_BATCH", "65536"),
+                *("SOLVER.COSINE_END_LR", "1e-4"),
+            ],
+            "for this batch 1.5625e-05",
+        ),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_impossible_combinations_of_fine_tuning(overrides, part):
+    assert part in message_of(FINETUNE, *overrides)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +290,17 @@ def test_impossible_combinations(overrides, part):
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR", "1e-5", "SOLVER.LR_POLICY", "constant"]),
         (FINETUNE, ["SOLVER.BETAS", "(0.9, 0.95)", "SOLVER.OPTIMIZING_METHOD", "sgd"]),
+        (FINETUNE, ["SOLVER.LR_REFERENCE_SCALES", "all"]),
+        (FINETUNE, ["SOLVER.WARMUP_TO_BASE_LR", "True"]),
+        (FINETUNE, ["SOLVER.WARMUP_INCLUSIVE", "True", "SOLVER.WARMUP_EPOCHS", "0"]),
+        (FINETUNE, ["SOLVER.WARMUP_START_LR_ABSOLUTE", "True", "SOLVER.WARMUP_EPOCHS", "0"]),
+        (FINETUNE, ["SOLVER.COSINE_END_LR_ABSOLUTE", "True", "SOLVER.LAYER_DECAY", "1.0"]),
+        (FINETUNE, ["MIXUP.PARTNER", "next", "MIXUP.ENABLE", "False"]),
+        (FINETUNE, ["MIXUP.LABEL_SMOOTH_OVER", "others", "MIXUP.ENABLE", "False"]),
+        (FINETUNE, ["DATA.IN_VAL_CROP_RATIO", "0.9", "TEST.RESIZE_SIZES", "[235]"]),
+        (IMAGE, ["MIXUP.LABEL_SMOOTH_ALWAYS", "True"]),
+        (IMAGE, ["MVIT.HEAD_INIT_STD", "2e-5"]),
+        (IMAGE, ["TEST.RESIZE_SIZES", "[235, 236]"]),
     ],
     ids=lambda p: p[0] if isinstance(p, list) else "",
 )
@@ -282,7 +324,7 @@ def test_every_key_is_read_or_warned_of():
 
 def test_tables_name_keys_that_exist():
     known = dict(flatten(get_cfg()))
-    for table in (NULLABLE, CHOICES, RANGES, LENGTHS, NOT_EMPTY):
+    for table in (NULLABLE, CHOICES, RANGES, LENGTHS, NOT_EMPTY, WORD_LISTS, WHOLE_LISTS):
         assert set(table) <= set(known)
     for key, choices in CHOICES.items():
         assert known[key] in choices or key in ("MODEL.MODEL_NAME", "MODEL.ARCH"), key  # which must be given

@@ -51,7 +51,7 @@ _C.DATA.TRAIN_CROP_CLAMP = False
 _C.DATA.RANDOM_FLIP = True
 # ours: share of each class's training labels used, for fine-tuning with few labels.
 _C.DATA.LABEL_FRACTION = 1.0
-# ours: a run stops when more than this share of all its training files was found unreadable.
+# ours: a run stops when more than this share of all its training files was found unreadable since it was (re)started.
 _C.DATA.MAX_BAD_SHARE = 0.01
 # Video: frames per clip, their spacing, decoding and sampling.
 _C.DATA.NUM_FRAMES = 8

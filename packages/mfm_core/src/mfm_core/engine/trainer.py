@@ -259,7 +259,10 @@ class Trainer:
         return {**means, "images_per_s": self.throughput.images_per_s}
 
     def check(self) -> None:
-        """Lists unreadable files of all ranks; raises UserError for too many of them and for a step that must stop."""
+        """Lists unreadable files of all ranks; raises UserError for too many of them and for a step that must stop.
+
+        Files are counted from this start on: they may have been mended since the last, and an epoch meets them all.
+        """
         self.guard.check(self.task.file_name, self.world.gather)
         met = self._log_bad_files(list(self.loader.bad.values()))
         if len(met) > self.settings.max_bad_share * self.plan.files:
