@@ -12,7 +12,7 @@ import yaml
 from paths import CONFIGS, REPOSITORY
 
 from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
-from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES
+from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
 
 KEYS = json.loads((REPOSITORY / "tests" / "recipes" / "pyslowfast_masked_ssl.json").read_text())
@@ -114,6 +114,8 @@ def test_our_files_validate(path):
         (["SOLVER.OPTIMIZING_METHOD", "adam"], ["SOLVER.OPTIMIZING_METHOD", "'adamw'"]),
         (["SOLVER.BASE_LR", "(" * 5000], ["SOLVER.BASE_LR", "a number"]),
         (["PICTURE.HEAD_FUSION", "sum"], ["PICTURE.HEAD_FUSION", "'mean'"]),
+        (["SOLVER.NO_DECAY", "['cls_token', 'pos']"], ["SOLVER.NO_DECAY", "mask_token", "'pos'"]),
+        (["TEST.RESIZE_SIZES", "[234.5]"], ["TEST.RESIZE_SIZES", "whole numbers"]),
     ],
     ids=lambda p: p[0][:40] if len(p[0]) < 90 else "nested",
 )
@@ -130,7 +132,7 @@ def test_mistakes_on_the_command_line(overrides, parts):
         ("TRAIN:\n", ["run.yaml", "TRAIN is a section"]),
         ("RNG_SEED: {A: 1}\n", ["run.yaml", "RNG_SEED.A"]),
         ("RNG_SEED: a\n", ["run.yaml", "RNG_SEED", "whole number"]),
-        ("PICTURE: {KIND: [1]}\n", ["run.yaml", "PICTURE.KIND", "words"]),
+        ("PICTURE: {KIND: [1]}\n", ["run.yaml", "PICTURE.KIND", "attention"]),
         ("SOLVER:\n  BASE_LR: .nan\n", ["run.yaml", "SOLVER.BASE_LR", "finite"]),
         ("TRAIN:\n  [\n", ["run.yaml", "not valid YAML"]),
         ("- 1\n- 2\n", ["run.yaml", "cannot be read as a config"]),
@@ -188,6 +190,8 @@ def test_spellings_of_values():
         "TRAIN.CHECKPOINT_FILE_PATH": ("None", ""),
         "OUTPUT_DIR": ("7", "7"),
         "PICTURE.KIND": ("attention, 'neighbours'", ["attention", "neighbours"]),
+        "SOLVER.NO_DECAY": ("('cls_token', 'mask_token')", ["cls_token", "mask_token"]),
+        "TEST.RESIZE_SIZES": ("[234, 235]", [234, 235]),
     }
     cfg = dict(flatten(load_config(None, [w for key, (text, _) in overrides.items() for w in (key, text)])))
     for key, (_, value) in overrides.items():
@@ -236,6 +240,8 @@ def test_lists_of_another_length_are_refused(key):
         (["MASK.METHOD", "mae"], "MASK.DECODER_DEPTH"),
         (["MASK.METHOD", "mff"], "MASK.DECODER_DEPTH"),
         ([*MAE, "MASK.MAE_RND_MASK", "True", "AUG.MASK_TYPE", "block"], "MASK.MAE_RND_MASK"),
+        (["SOLVER.LR_REFERENCE_BATCH", "256"], "SOLVER.BASE_LR_SCALE_NUM_SHARDS False"),
+        (["TEST.RESIZE_SIZES", "[256, 200]"], "TEST.RESIZE_SIZES has 200, which is below DATA.TEST_CROP_SIZE 224"),
     ],
     ids=lambda p: p if isinstance(p, str) else "",
 )
@@ -279,7 +285,7 @@ def test_a_loss_over_the_batch_depends_on_the_processes():
 @pytest.mark.parametrize(
     ("path", "overrides", "part"),
     [
-        (IMAGE, ["PICTURE.KIND", "attention,saliency"], "PICTURE.KIND has 'saliency'"),
+        (IMAGE, ["PICTURE.KIND", "attention,saliency"], "PICTURE.KIND takes"),
         (IMAGE, ["PICTURE.KIND", "gradient"], "needs a classifier"),
         (FINETUNE, ["PICTURE.KIND", "reconstruction"], "needs a pre-training model"),
         (FINETUNE, ["PICTURE.KIND", "attention", "MODEL.ARCH", "resnet"], "MODEL.ARCH resnet has none"),
@@ -303,6 +309,31 @@ def test_which_pictures_a_model_gives():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["MODEL.LOSS_FUNC", "cross_entropy"], "MIXUP.ENABLE makes soft labels"),
+        (["MODEL.LOSS_FUNC", "multi_mse"], "bce"),
+        (
+            ["MODEL.LOSS_FUNC", "cross_entropy", "MIXUP.ENABLE", "False", "MIXUP.LABEL_SMOOTH_ALWAYS", "True"],
+            "MIXUP.LABEL_SMOOTH_ALWAYS makes soft labels",
+        ),
+        (["MIXUP.LABEL_SMOOTH_OVER", "others", "MODEL.NUM_CLASSES", "1"], "MIXUP.LABEL_SMOOTH_OVER"),
+        # what counts is the learning rate after scaling: 0.002 for 65536 images is 1.6e-5 for 512
+        (
+            [
+                *("SOLVER.BASE_LR_SCALE_NUM_SHARDS", "False", "SOLVER.LR_REFERENCE_BATCH", "65536"),
+                *("SOLVER.COSINE_END_LR", "1e-4"),
+            ],
+            "for this batch 1.5625e-05",
+        ),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_impossible_combinations_of_fine_tuning(overrides, part):
+    assert part in message_of(FINETUNE, *overrides)
+
+
+@pytest.mark.parametrize(
     ("path", "overrides"),
     [
         (IMAGE, ["DATA.SAMPLING_RATE", "4"]),
@@ -321,7 +352,6 @@ def test_which_pictures_a_model_gives():
         (IMAGE, ["MVIT.KEY_BIAS", "False", "MVIT.QKV_BIAS", "False"]),
         (IMAGE, ["DATA.TRAIN_CROP_PADDING", "8"]),
         (IMAGE, ["DATA.TRAIN_RESIZE_SHORT_SIDE", "256"]),
-        (FINETUNE, ["MASK.ZERO_DECAY_MASK_TOKEN", "True"]),
         (FINETUNE, ["MASK.PIXEL_ORDER", "chw"]),
         (IMAGE, ["MIXUP.ENABLE", "True"]),
         (IMAGE, ["MODEL.NUM_CLASSES", "10"]),
@@ -363,6 +393,17 @@ def test_which_pictures_a_model_gives():
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR", "1e-5", "SOLVER.LR_POLICY", "constant"]),
         (FINETUNE, ["SOLVER.BETAS", "(0.9, 0.95)", "SOLVER.OPTIMIZING_METHOD", "sgd"]),
+        (FINETUNE, ["SOLVER.LR_REFERENCE_SCALES", "all"]),
+        (FINETUNE, ["SOLVER.WARMUP_TO_BASE_LR", "True"]),
+        (FINETUNE, ["SOLVER.WARMUP_INCLUSIVE", "True", "SOLVER.WARMUP_EPOCHS", "0"]),
+        (FINETUNE, ["SOLVER.WARMUP_START_LR_ABSOLUTE", "True", "SOLVER.WARMUP_EPOCHS", "0"]),
+        (FINETUNE, ["SOLVER.COSINE_END_LR_ABSOLUTE", "True", "SOLVER.LAYER_DECAY", "1.0"]),
+        (FINETUNE, ["MIXUP.PARTNER", "next", "MIXUP.ENABLE", "False"]),
+        (FINETUNE, ["MIXUP.LABEL_SMOOTH_OVER", "others", "MIXUP.ENABLE", "False"]),
+        (FINETUNE, ["DATA.IN_VAL_CROP_RATIO", "0.9", "TEST.RESIZE_SIZES", "[235]"]),
+        (IMAGE, ["MIXUP.LABEL_SMOOTH_ALWAYS", "True"]),
+        (IMAGE, ["MVIT.HEAD_INIT_STD", "2e-5"]),
+        (IMAGE, ["TEST.RESIZE_SIZES", "[235, 236]"]),
     ],
     ids=lambda p: p[0] if isinstance(p, list) else "",
 )
@@ -386,7 +427,7 @@ def test_every_key_is_read_or_warned_of():
 
 def test_tables_name_keys_that_exist():
     known = dict(flatten(get_cfg()))
-    for table in (NULLABLE, CHOICES, RANGES, LENGTHS, NOT_EMPTY):
+    for table in (NULLABLE, CHOICES, RANGES, LENGTHS, NOT_EMPTY, WORDS, WHOLE_LISTS):
         assert set(table) <= set(known)
     for key, choices in CHOICES.items():
         assert known[key] in choices or key in ("MODEL.MODEL_NAME", "MODEL.ARCH"), key  # which must be given

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from golden_cases import cases, load_case
 from torch.utils.data import Dataset
 
 from mfm_core.data.loader import build_loader, collate
@@ -110,6 +111,55 @@ def test_resuming_in_mid_epoch_yields_exactly_the_rest():
     assert list(resumed) == []
     with pytest.raises(ValueError):
         resumed.set_position(3, 11)
+
+
+@pytest.mark.parametrize("folder", cases("mfm_coincheung/recipes"), ids=lambda p: p.name)
+def test_repeated_augmentation_takes_what_the_published_sampler_takes(folder, monkeypatch):
+    """The same steps with the same files, each as often; which rank has which is another matter."""
+    case, io = load_case(folder)
+    about = case["config"]["repeated_augmentation_example"]
+    size, ranks, repetitions = about["dataset"], about["replicas"], about["repetitions"]
+    generator = torch.Generator().manual_seed(about["seed"] + about["epoch"])
+    order = torch.randperm(size, generator=generator)
+    monkeypatch.setattr(TrainSampler, "order", lambda self, epoch: order)
+    position = {int(file): i for i, file in enumerate(order)}
+    per_rank = 32
+    samplers = [TrainSampler(size, per_rank, rank, ranks, repetitions=repetitions) for rank in range(ranks)]
+    assert len(samplers[0]) == about["len_rank0"] // per_rank
+    for step, parts in enumerate(zip(*samplers)):
+        places = sorted(position[key.index] * repetitions + key.repetition for part in parts for key in part)
+        assert places == list(range(step * per_rank * ranks, (step + 1) * per_rank * ranks))
+        for rank in (0, 1):
+            files = [int(order[place // repetitions]) for place in places if place % ranks == rank]
+            assert files == io[f"out_ra_rank{rank}"][step * per_rank : (step + 1) * per_rank].tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_repetitions_come_in_one_batch_and_apart(world_size):
+    """The same global batches for any number of ranks and after a stop; no two of a file side by side."""
+    alone = list(TrainSampler(100, 24, seed=1, start_epoch=2, repetitions=3))
+    batch = 24 // world_size
+    options = {"world_size": world_size, "seed": 1, "start_epoch": 2, "repetitions": 3}
+    ranks = [TrainSampler(100, batch, rank, **options) for rank in range(world_size)]
+    assert [sum(parts, []) for parts in zip(*ranks)] == alone and len(alone) == 100 // 24
+    resumed = [TrainSampler(100, batch, rank, start_step=2, **options) for rank in range(world_size)]
+    assert [sum(parts, []) for parts in zip(*resumed)] == alone[2:]
+    plain = TrainSampler(100, 24, seed=1).order(2)[: 4 * 8].tolist()
+    for step, keys in enumerate(alone):
+        assert sorted((key.index, key.repetition) for key in keys) == sorted(
+            (index, turn) for index in plain[step * 8 : step * 8 + 8] for turn in range(3)
+        )
+        assert all(one.index != other.index for one, other in zip(keys, keys[1:]))
+
+
+def test_a_repetition_has_a_random_stream_of_its_own():
+    """The first keeps the name it has without repetitions: it must not change between releases."""
+    assert SampleKey(3, 7).stream == (3, 7, 0) and SampleKey(3, 7, 2).stream == (3, 7, 2)
+    streams = {
+        SampleKey(*key).stream for key in ((3, 7), (3, 7, 0, 1), (3, 7, 0, 2), (3, 7, 1), (3, 7, 1, 1), (3, 7, 2))
+    }
+    assert len(streams) == 6
+    assert derive_seed(1, "sample", *SampleKey(3, 7).stream, 0) == derive_seed(1, "sample", 3, 7, 0, 0)
 
 
 def test_batch_larger_than_the_data_set_is_one_clear_line():

@@ -338,3 +338,20 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert json.loads((folder / "log.jsonl").read_text().splitlines()[0])["name"] in (tmp_path / "r.html").read_text()
+
+
+def test_accuracy_by_resize_size_is_a_table(tmp_path):
+    """One row per size, in order, of all runs; and no chart of these."""
+    for name, values in (("a", {"top1_at_236": 78.796, "top1_at_40": 50.0, "top5_at_40": 60.0}), ("b", {})):
+        with JsonLines(tmp_path / name / "log.jsonl") as log:
+            log.write({"kind": "run", "name": name})
+            log.write({"kind": "epoch", "epoch": 1, "step": 3, "top1": 50.0, **values})
+    write_report([tmp_path / "a"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    table = page[page.index("Accuracy by resize size") :]
+    assert table.index("40 px") < table.index("50.00 %") < table.index("60.00 %") < table.index("236 px")
+    assert table.index("236 px") < table.index("78.80 %") and "top1_at_40" not in page
+    write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
+    assert "a, top-1" in (tmp_path / "both.html").read_text()
+    write_report([tmp_path / "b"], tmp_path / "plain.html")
+    assert "resize size" not in (tmp_path / "plain.html").read_text()

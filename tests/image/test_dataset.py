@@ -102,6 +102,27 @@ def test_the_first_view_does_not_depend_on_how_many_there_are(photos):
     assert torch.equal(one.views[0], two.views[0]) and torch.equal(one.masks[0], two.masks[0])
 
 
+def test_repetitions_of_a_file_are_augmented_differently(photos):
+    dataset = train_set(photos)
+    samples = [dataset[SampleKey(0, 5, repetition=turn)] for turn in (0, 1, 2)]
+    assert len({sample.views[0].numpy().tobytes() for sample in samples}) == 3
+    assert len({sample.masks[0].numpy().tobytes() for sample in samples}) == 3
+    assert {sample.index for sample in samples} == {5}
+    assert torch.equal(samples[0].views[0], dataset[SampleKey(0, 5)].views[0])
+
+
+def test_repetitions_do_not_depend_on_workers_or_ranks(photos):
+    def batches(workers, rank=0, world_size=1):
+        dataset = train_set(photos)
+        sampler = TrainSampler(len(dataset), 6 // world_size, rank, world_size, seed=1, repetitions=3)
+        return list(build_loader(dataset, sampler, workers))
+
+    alone = batches(0)
+    assert_equal(alone, batches(2))
+    for batch, *parts in zip(alone, *(batches(0, rank, 2) for rank in range(2))):
+        assert torch.equal(batch.inputs, torch.cat([part.inputs for part in parts]))
+
+
 def test_loading_does_not_touch_the_random_state_of_this_process(photos):
     dataset = train_set(photos)
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()

@@ -104,5 +104,7 @@ def test_fraction_is_balanced_seeded_and_nested(tmp_path):
     assert relative(ImageFolder(tmp_path, "train", fraction=0.1, seed=2)) != relative(tenth)
     a, b = ([n.split("/")[1] for n in relative(fifth) if n.startswith(c)] for c in "ab")
     assert set(b) != set(a[: len(b)])  # classes draw independently
+    subset = ImageFolder(tmp_path, "train").subset(0.2, seed=1)
+    assert relative(subset) == relative(fifth) and subset.labels.tolist() == fifth.labels.tolist()
     with pytest.raises(UserError):
         ImageFolder(tmp_path, "train", fraction=0.0)

@@ -153,7 +153,7 @@ def test_weight_decay_of_pretraining(folder):
         f"decoder_num_heads={args['decoder_num_heads']},use_cls_token={args['use_cls_token']}"
     )
     cfg.SOLVER.OPTIMIZING_METHOD, cfg.SOLVER.WEIGHT_DECAY = "adamw", args["weight_decay"]
-    cfg.SOLVER.ZERO_WD_1D_PARAM, cfg.MVIT.ZERO_DECAY_POS_CLS, cfg.MASK.ZERO_DECAY_MASK_TOKEN = True, False, True
+    cfg.SOLVER.ZERO_WD_1D_PARAM, cfg.MVIT.ZERO_DECAY_POS_CLS, cfg.SOLVER.NO_DECAY = True, False, ["mask_token"]
     model = meta_model(cfg)
     found = decay_of(build_optimizer(model, cfg), dict(model.named_parameters()))
     assert found == {our_name(name, MAE_PRIV): tuple(pair) for name, pair in expected.items()}

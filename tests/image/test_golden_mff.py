@@ -150,7 +150,7 @@ def test_weight_decay_of_pretraining(folder):
         expected, found = case["groups"][name], found + 1
         cfg = config_of(next(recipes(name))["model"])
         cfg.SOLVER.OPTIMIZING_METHOD, cfg.SOLVER.WEIGHT_DECAY = "adamw", expected["base_weight_decay"]
-        cfg.SOLVER.ZERO_WD_1D_PARAM, cfg.MVIT.ZERO_DECAY_POS_CLS, cfg.MASK.ZERO_DECAY_MASK_TOKEN = True, True, True
+        cfg.SOLVER.ZERO_WD_1D_PARAM, cfg.MVIT.ZERO_DECAY_POS_CLS, cfg.SOLVER.NO_DECAY = True, True, ["mask_token"]
         model = meta_model(cfg)
         ours = decay_of(build_optimizer(model, cfg), dict(model.named_parameters()))
         theirs = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
+from golden_cases import cases, load_case
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
@@ -21,6 +22,7 @@ from mfm_image.data.transforms import (
     PaddedTransform,
     TrainTransform,
     build_auto_augment,
+    clamped_crop,
     from_pil,
     posterize,
     random_crop,
@@ -108,6 +110,49 @@ def test_random_crop_of_a_single_pixel_is_that_pixel():
     assert {random_crop(1, 1, (0.08, 1), (0.75, 1.3333), random.Random(seed)) for seed in range(50)} == {(0, 0, 1, 1)}
 
 
+class TorchDraws:
+    """Draws as MAE's and torchvision's crops do, in place of `random.Random`."""
+
+    def __init__(self, seed):
+        torch.manual_seed(seed)
+
+    def uniform(self, low, high):
+        low, high = torch.tensor([low, high]).tolist()
+        return torch.empty(1).uniform_(low, high).item()
+
+    def randint(self, low, high):
+        return torch.randint(low, high + 1, size=(1,)).item()
+
+
+@pytest.mark.parametrize("folder", cases("mae/crop"), ids=lambda p: p.name)
+def test_clamped_crop_is_that_of_maes_linear_probe(folder):
+    """Every box, and with the same draws torchvision's of every box, which tries again."""
+    case, _ = load_case(folder)
+    ratio, out = case["config"]["ratio"], case["outputs"]
+    clamped = 0
+    for box in out["boxes"]:
+        size, seed, scale = (box["height"], box["width"]), box["torch_seed"], box["scale"]
+        assert list(clamped_crop(*size, scale, ratio, TorchDraws(seed))) == box["mae_top_left_h_w"], box
+        assert list(random_crop(*size, scale, ratio, TorchDraws(seed))) == box["torchvision_top_left_h_w"], box
+        clamped += box["mae_top_left_h_w"] != box["torchvision_top_left_h_w"]
+    assert clamped > 0.2 * len(out["boxes"])  # else the two would not be told apart
+    width, height = out["statistics_image_width_height"]
+    rng, scale = random.Random(0), out["statistics_scale"]
+    boxes = np.array([clamped_crop(height, width, scale, ratio, rng) for _ in range(out["statistics_draws"])])
+    area = (boxes[:, 2] * boxes[:, 3]).mean() / (height * width)
+    full = (boxes[:, 2] == height).mean()
+    assert area == pytest.approx(out["statistics_mae"]["mean_area_fraction"], abs=0.02)
+    assert full == pytest.approx(out["statistics_mae"]["fraction_full_height"], abs=0.03)
+
+
+def test_clamped_crop_of_a_single_pixel_is_that_pixel():
+    assert {clamped_crop(1, 1, (0.08, 1), (0.75, 1.3333), random.Random(seed)) for seed in range(50)} == {(0, 0, 1, 1)}
+    transform = TrainTransform(32, MEAN, STD, clamp_crop=True)
+    crops = [transform.plan(20, 400, random.Random(seed)) for seed in range(50)]
+    assert all(crop.height <= 20 and crop.width <= 400 for crop in crops)
+    assert max(crop.width / crop.height for crop in crops) > 2
+
+
 def test_plan_is_its_generator_and_flips_half():
     transform = TrainTransform(32, MEAN, STD, scale=(0.5, 1.0), interpolation="random")
     crops = [transform.plan(60, 80, random.Random(seed)) for seed in range(400)]
@@ -151,6 +196,21 @@ def test_eval_transform_is_torchvisions_resize_and_centre_crop(size):
     crop = transform.plan(size[1], size[0], random.Random(0))
     assert transform.reduction(crop) == 1
     assert_same_pixels(transform.apply(from_pil(image), crop), expected)
+
+
+@pytest.mark.parametrize("short_side", [32, 35, 36, 50])
+@pytest.mark.parametrize("size", [(90, 60), (33, 41)])
+def test_eval_transform_at_a_chosen_resize_size(size, short_side):
+    image = picture(3, *size)
+    expected = T.Compose([T.Resize(short_side, BICUBIC), T.CenterCrop(32), TO_INPUT])(image)
+    transform = EvalTransform(32, MEAN, STD, short_side=short_side)
+    assert_same_pixels(transform.apply(from_pil(image), transform.plan(size[1], size[0], None)), expected)
+
+
+@pytest.mark.parametrize(("size", "ratio", "short_side"), [(224, 0.875, 256), (160, 0.875, 182), (384, 1.0, 384)])
+def test_short_sides_of_mae(size, ratio, short_side):
+    """int(size / 0.875) up to 224 pixels, the size itself above; MAE-priv's 224 / 256 is the same ratio."""
+    assert EvalTransform(size, MEAN, STD, crop_ratio=ratio).short_side == short_side
 
 
 def test_eval_transform_without_a_crop_resizes_the_whole_image():
@@ -210,6 +270,24 @@ def test_rand_augment_is_timms_with_pyslowfasts_constants():
     assert equal >= 59  # older Pillow: black instead
 
 
+def test_ra_is_torchvisions_rand_augment_on_pil_images():
+    """The augmentation of CoinCheung/MFM; the same pixels for the same seed, in its place after crop and mirroring."""
+    theirs = T.RandAugment(num_ops=2, magnitude=6, num_magnitude_bins=10, interpolation=BICUBIC)
+    ours = build_auto_augment("ra_6_10", 64, MEAN, "bicubic")
+    assert repr(ours) == repr(theirs)
+    transform = TrainTransform(60, MEAN, STD, auto_augment="ra_6_10")
+    image, plain = picture(7, 60, 60), TO_INPUT(picture(7, 60, 60))
+    changed = 0
+    for seed in range(30):
+        with seeded(seed):
+            result = transform.apply(from_pil(image), Crop(0, 0, 60, 60, "bicubic"))
+        with seeded(seed):
+            expected = TO_INPUT(theirs(image))
+        torch.testing.assert_close(result, expected)
+        changed += bool((result - plain).abs().max() > 0.01)
+    assert changed > 20
+
+
 def test_posterize_keeps_at_least_one_bit():
     image = picture(7, 8, 8)
     assert set(np.unique(np.asarray(posterize(image, 0)))) == {0, 128}
@@ -247,6 +325,7 @@ def test_colour_jitter_follows_the_seed_and_changes_the_image():
         ({"interpolation": "cubic"}, "AUG.INTERPOLATION"),
         ({"auto_augment": "rnd-m9"}, "AUG.AA_TYPE"),
         ({"auto_augment": "rand-z9"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "ra_10_10"}, "AUG.AA_TYPE"),
         ({"erase_mode": "black"}, "AUG.RE_MODE"),
     ],
 )

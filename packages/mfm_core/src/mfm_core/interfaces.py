@@ -20,6 +20,14 @@ class SampleKey(NamedTuple):
     index: int
     replacement: int = 0
     """How many unreadable files this request has already been moved on from."""
+    repetition: int = 0
+    """Which of the file's several appearances in the epoch this is (`AUG.REPEATED_SAMPLER`)."""
+
+    @property
+    def stream(self) -> tuple[int | str, ...]:
+        """The part of a random stream's name that this key makes; a repetition adds to it, the first does not."""
+        repeated = ("repetition", self.repetition) if self.repetition else ()
+        return (self.epoch, self.index, self.replacement, *repeated)
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,6 @@ class EncoderModel(nn.Module):
         """The names of class token and positions."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
-    def mask_tokens(self) -> set[str]:
-        """The names of the learned tokens that stand for what is hidden."""
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] == "mask_token"}
-
     def features(self, images: Tensor) -> Tensor:
         """Frozen-feature read-out, (B, D) float32."""
         return self.backbone.features(images)

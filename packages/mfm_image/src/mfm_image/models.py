@@ -26,6 +26,8 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
         init_scale=cfg.MVIT.HEAD_INIT_SCALE,
         norm=backbone.needs_norm,
         fresh_norm=cfg.MVIT.FRESH_NORM,
+        init_std=cfg.MVIT.HEAD_INIT_STD,
+        init_bias=cfg.MVIT.HEAD_INIT_BIAS,
     )
     return Classifier(backbone, head)
 

@@ -41,7 +41,7 @@ _C.DATA.INPUT_CHANNEL_NUM = [3, 3]
 # Side of the square training crop and evaluation crop, pixels.
 _C.DATA.TRAIN_CROP_SIZE = 224
 _C.DATA.TEST_CROP_SIZE = 256
-# Evaluation resizes the short side to crop / ratio before the centre crop.
+# Evaluation resizes the short side to crop / ratio before the centre crop (see TEST.RESIZE_SIZES).
 _C.DATA.IN_VAL_CROP_RATIO = 0.875
 # ours: resized, a random resized crop (below) | padded, MFF's: short side resized, reflection padding, random window.
 _C.DATA.TRAIN_CROP_TYPE = "resized"
@@ -51,11 +51,13 @@ _C.DATA.TRAIN_CROP_PADDING = 4
 # Random resized crop: range of area, and of aspect ratio. [] is timm's [0.08, 1] and [3/4, 4/3].
 _C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
 _C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = []
+# ours: a random crop that does not fit is clamped to the image (MAE's linear probe), not drawn again up to ten times.
+_C.DATA.TRAIN_CROP_CLAMP = False
 # Flip half of the training images.
 _C.DATA.RANDOM_FLIP = True
 # ours: share of each class's training labels used, for fine-tuning with few labels.
 _C.DATA.LABEL_FRACTION = 1.0
-# ours: a run stops when more than this share of all its training files was found unreadable.
+# ours: a run stops when more than this share of all its training files was found unreadable since it was (re)started.
 _C.DATA.MAX_BAD_SHARE = 0.01
 # Video: frames per clip, their spacing, decoding and sampling.
 _C.DATA.NUM_FRAMES = 8
@@ -77,9 +79,11 @@ _C.AUG = CN()
 _C.AUG.ENABLE = False
 # Views of each file in a batch, decoded once (repeated augmentation, Hoffer et al. 2020).
 _C.AUG.NUM_SAMPLE = 1
+# ours: each file comes this often in its batch, and an epoch of the usual length sees the fewer files (DeiT: 3).
+_C.AUG.REPEATED_SAMPLER = 1
 # Strength of brightness, contrast and saturation jitter; None is off. RandAugment replaces it.
 _C.AUG.COLOR_JITTER = 0.4
-# RandAugment policy in timm's notation; "" is off.
+# Augmentation policy in timm's notation; ra_M_N (ours) is torchvision's RandAugment, magnitude M of N; "" is off.
 _C.AUG.AA_TYPE = "rand-m9-mstd0.5-inc1"
 _C.AUG.INTERPOLATION = "bicubic"
 # Random erasing: probability, fill (pixel | rand | const), rectangles; RE_SPLIT spares the first view.
@@ -108,7 +112,13 @@ _C.MIXUP.CUTMIX_ALPHA = 1.0
 # Probability of mixing a batch, and of CutMix where both are on.
 _C.MIXUP.PROB = 1.0
 _C.MIXUP.SWITCH_PROB = 0.5
+# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it).
+_C.MIXUP.PARTNER = "reverse"
+# Share of a label's probability that the classes get: all of them, or (ours) the others alone.
 _C.MIXUP.LABEL_SMOOTH_VALUE = 0.1
+_C.MIXUP.LABEL_SMOOTH_OVER = "all"
+# ours: smooth labels without MIXUP.ENABLE, too.
+_C.MIXUP.LABEL_SMOOTH_ALWAYS = False
 
 # ---------------------------------------------------------------- model
 _C.MODEL = CN()
@@ -119,7 +129,7 @@ _C.MODEL.ARCH = "slowfast"
 _C.MODEL.NUM_CLASSES = 400
 # Dropout before the classifier.
 _C.MODEL.DROPOUT_RATE = 0.5
-# Pre-training: multi_mse. Fine-tuning: cross_entropy | soft_cross_entropy.
+# Pre-training: multi_mse. Fine-tuning: cross_entropy | soft_cross_entropy | bce (ours: a sigmoid for each class).
 _C.MODEL.LOSS_FUNC = "cross_entropy"
 # Recompute each block's activations in the backward pass instead of keeping them.
 _C.MODEL.ACT_CHECKPOINT = False
@@ -156,6 +166,9 @@ _C.MVIT.DROPPATH_RATE = 0.1
 _C.MVIT.LAYER_SCALE_INIT_VALUE = 0.0
 # Classifier weights start multiplied by this.
 _C.MVIT.HEAD_INIT_SCALE = 1.0
+# ours: their standard deviation before that (MAE: 2e-5), and the biases' start, the norm's too (0 but in PySlowFast).
+_C.MVIT.HEAD_INIT_STD = 0.02
+_C.MVIT.HEAD_INIT_BIAS = 0.02
 # No weight decay on class token and positions.
 _C.MVIT.ZERO_DECAY_POS_CLS = True
 # Multiscale stages: pooling attention, its strides and kernels, relative positions.
@@ -204,8 +217,6 @@ _C.MASK.NORM_PRED_PIXEL = True
 # ours: order of a patch's pixels, hwc (MAE) | chw (MAE-priv), and its variance, unbiased (MAE) | biased (MAE-priv).
 _C.MASK.PIXEL_ORDER = "hwc"
 _C.MASK.PIXEL_VARIANCE = "unbiased"
-# ours: no weight decay on the mask token.
-_C.MASK.ZERO_DECAY_MASK_TOKEN = False
 
 # ours: MFF, MAE with fused layers.
 _C.MFF = CN()
@@ -283,14 +294,29 @@ _C.SOLVER.OPTIMIZING_METHOD = "sgd"
 _C.SOLVER.BASE_LR = 0.1
 # Multiply base, end and warm-up start learning rate by NUM_SHARDS.
 _C.SOLVER.BASE_LR_SCALE_NUM_SHARDS = False
+# ours: the learning rates are meant for this many files per step and grow with the batch in proportion; 0 is off.
+_C.SOLVER.LR_REFERENCE_BATCH = 0
+# ours: what LR_REFERENCE_BATCH scales: base (BASE_LR alone, MAE) | all (WARMUP_START_LR and COSINE_END_LR too, MFM).
+_C.SOLVER.LR_REFERENCE_SCALES = "base"
+# ours: the learning rate changes between epochs only, not at each step.
+_C.SOLVER.LR_PER_EPOCH = False
+# ours: the learning rate of each step is the one meant for this many steps before it (MFM: 1).
+_C.SOLVER.LR_LAG_STEPS = 0
 # cosine | constant (ours)
 _C.SOLVER.LR_POLICY = "cosine"
 _C.SOLVER.MAX_EPOCH = 300
 _C.SOLVER.COSINE_END_LR = 0.0
+# ours: COSINE_END_LR and WARMUP_START_LR hold as they are for every layer; else layer decay lowers them, too.
+_C.SOLVER.COSINE_END_LR_ABSOLUTE = False
+_C.SOLVER.WARMUP_START_LR_ABSOLUTE = False
 # The half-cosine starts at the end of warm-up instead of at epoch 0.
 _C.SOLVER.COSINE_AFTER_WARMUP = False
 _C.SOLVER.WARMUP_EPOCHS = 0.0
 _C.SOLVER.WARMUP_START_LR = 0.01
+# ours: warm-up leads to BASE_LR, where a cosine from epoch 0 has already left it (COSINE_AFTER_WARMUP False).
+_C.SOLVER.WARMUP_TO_BASE_LR = False
+# ours: warm-up gets there at its own last step (MAE-priv, mmpretrain), not at the step after it.
+_C.SOLVER.WARMUP_INCLUSIVE = False
 _C.SOLVER.BETAS = (0.9, 0.999)
 _C.SOLVER.MOMENTUM = 0.9
 _C.SOLVER.DAMPENING = 0.0
@@ -298,6 +324,8 @@ _C.SOLVER.NESTEROV = True
 _C.SOLVER.WEIGHT_DECAY = 1e-4
 # No weight decay on 1-D parameters (norms and biases).
 _C.SOLVER.ZERO_WD_1D_PARAM = False
+# ours: tables without weight decay, of cls_token, pos_embed and mask_token, where the model has them.
+_C.SOLVER.NO_DECAY = []
 # Learning rate of block i is multiplied by LAYER_DECAY^(depth - i).
 _C.SOLVER.LAYER_DECAY = 1.0
 # Clip each gradient value, or the norm of all gradients together; None is off.
@@ -348,6 +376,9 @@ _C.TEST.DATASET = "kinetics"
 _C.TEST.BATCH_SIZE = 8
 # Weights to test where TRAIN.ENABLE is off.
 _C.TEST.CHECKPOINT_FILE_PATH = ""
+# ours: short sides, in pixels, that evaluation resizes images to before the crop; [] follows IN_VAL_CROP_RATIO. The
+# first counts; with several, accuracy at each is listed after the last epoch and when testing.
+_C.TEST.RESIZE_SIZES = []
 # Views of a video.
 _C.TEST.NUM_ENSEMBLE_VIEWS = 10
 _C.TEST.NUM_SPATIAL_CROPS = 3

@@ -15,7 +15,7 @@ import yaml
 from fvcore.common.config import CfgNode as CN
 
 from mfm_core.config.defaults import get_cfg
-from mfm_core.config.tables import CHOICES, NULLABLE
+from mfm_core.config.tables import CHOICES, NULLABLE, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
 from mfm_core.registry import suggest
 
@@ -76,7 +76,7 @@ def coerce(key: str, value: Any, default: Any, where: str = "") -> Any:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
     else:
-        value = _words(value) if _holds_words(default) else _literal(value)
+        value = _words(value) if key in WORDS else _literal(value)
         if value is None and key in NULLABLE:
             return None
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
@@ -102,10 +102,6 @@ _NAMES = {
 }
 
 
-def _holds_words(default: Any) -> bool:
-    return isinstance(default, list) and bool(default) and isinstance(default[0], str)
-
-
 def _words(value: Any) -> Any:
     """A list of words as the command line gives it: one, one,two or ['one', 'two']."""
     if not isinstance(value, str):
@@ -125,10 +121,16 @@ def _literal(value: Any) -> Any:
 
 def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None:
     """A list takes what its default holds; an empty or missing default says nothing but that it holds numbers."""
-    kinds = {type(d) for d in default or ()} or {float, list, tuple}
+    if key in WORDS:
+        unknown = [word for word in value if word not in WORDS[key]]
+        if unknown:
+            known = ", ".join(WORDS[key])
+            raise UserError(f"{where}{key} takes a list of some of {known}, not {unknown[0]!r}.")
+        return
+    kinds = {int} if key in WHOLE_LISTS else {type(d) for d in default or ()} or {float, list, tuple}
     allowed = (*kinds, int) if float in kinds else tuple(kinds)
     if not all(isinstance(v, allowed) and not isinstance(v, bool) for v in value):
-        what = "words" if str in kinds else "numbers" if float in kinds else "whole numbers"
+        what = "numbers" if float in kinds else "whole numbers"
         raise UserError(f"{where}{key} takes a list of {what}, not {list(value)!r}.")
 
 

@@ -17,7 +17,8 @@ class RunPlan:
     """Derived values of one run.
 
     files: training files. batch_size: files per optimizer step, over all processes. views: training samples made of
-    each file. accum_steps: micro-batches that a process cuts its share into.
+    each file. accum_steps: micro-batches that a process cuts its share into. lr_lag_steps: steps by which the
+    learning rate runs late.
     """
 
     task: str
@@ -28,6 +29,7 @@ class RunPlan:
     world_size: int
     accum_steps: int
     views: int
+    lr_lag_steps: int = 0
 
     @property
     def epochs(self) -> int:
@@ -49,10 +51,11 @@ class RunPlan:
         """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
-    def lr(self, step: int) -> float:
-        """The learning rate of optimizer step `step`, counted from 0."""
-        epoch, iteration = divmod(step, self.steps_per_epoch)
-        return self.schedule(epoch + iteration / self.steps_per_epoch)
+    def lr(self, step: int, lr_scale: float = 1.0) -> float:
+        """The learning rate of optimizer step `step`, counted from 0, for parameters with this `lr_scale`."""
+        epoch, iteration = divmod(max(0, step - self.lr_lag_steps), self.steps_per_epoch)
+        schedule = self.schedule if lr_scale == 1.0 else self.schedule.scaled(lr_scale)
+        return schedule(epoch + iteration / self.steps_per_epoch, 1.0 / self.steps_per_epoch)
 
 
 def task_of(cfg: CfgNode) -> str:
@@ -105,16 +108,24 @@ def modality_of(cfg: CfgNode) -> str:
 
 
 def schedule_of(cfg: CfgNode, num_shards: int) -> LRSchedule:
-    """The learning-rate schedule, scaled by the number of machines where the configuration asks for it."""
-    scale = num_shards if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
+    """The learning-rate schedule, scaled by the machines or by the batch where the configuration asks for it."""
+    scale = rest = num_shards if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1.0
+    if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
+        scale = cfg.TRAIN.BATCH_SIZE * num_shards / cfg.SOLVER.LR_REFERENCE_BATCH
+        rest = scale if cfg.SOLVER.LR_REFERENCE_SCALES == "all" else 1.0
     return LRSchedule(
         base=cfg.SOLVER.BASE_LR * scale,
-        end=cfg.SOLVER.COSINE_END_LR * scale,
-        warmup_start=cfg.SOLVER.WARMUP_START_LR * scale,
+        end=cfg.SOLVER.COSINE_END_LR * rest,
+        warmup_start=cfg.SOLVER.WARMUP_START_LR * rest,
         warmup_epochs=cfg.SOLVER.WARMUP_EPOCHS,
         max_epoch=cfg.SOLVER.MAX_EPOCH,
         policy=cfg.SOLVER.LR_POLICY,
         cosine_after_warmup=cfg.SOLVER.COSINE_AFTER_WARMUP,
+        warmup_to_base=cfg.SOLVER.WARMUP_TO_BASE_LR,
+        warmup_inclusive=cfg.SOLVER.WARMUP_INCLUSIVE,
+        per_epoch=cfg.SOLVER.LR_PER_EPOCH,
+        end_absolute=cfg.SOLVER.COSINE_END_LR_ABSOLUTE,
+        warmup_start_absolute=cfg.SOLVER.WARMUP_START_LR_ABSOLUTE,
     )
 
 
@@ -142,4 +153,5 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         world_size=world_size,
         accum_steps=cfg.TRAIN.ACCUM_STEPS,
         views=cfg.AUG.NUM_SAMPLE,
+        lr_lag_steps=cfg.SOLVER.LR_LAG_STEPS,
     )

@@ -19,7 +19,9 @@ CHOICES: dict[str, tuple] = {
     "AUG.RE_MODE": ("pixel", "rand", "const"),
     "MODEL.MODEL_NAME": ("", "MaskMViT", "MViT"),
     "MODEL.ARCH": ("maskmvit", "mvit", "vit", "resnet"),
-    "MODEL.LOSS_FUNC": ("multi_mse", "cross_entropy", "soft_cross_entropy"),
+    "MIXUP.PARTNER": ("reverse", "next"),
+    "MIXUP.LABEL_SMOOTH_OVER": ("all", "others"),
+    "MODEL.LOSS_FUNC": ("multi_mse", "cross_entropy", "soft_cross_entropy", "bce"),
     "MVIT.SIZE": ("", "Ti", "S", "B", "L", "H"),
     "MASK.HEAD_TYPE": ("separate", "separate_xformer"),
     "MASK.METHOD": ("", "maskfeat", "mae", "mff", "mfm"),
@@ -37,6 +39,7 @@ CHOICES: dict[str, tuple] = {
     "RESNET.DEPTH": (50, 101, 152),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
     "SOLVER.LR_POLICY": ("cosine", "constant"),
+    "SOLVER.LR_REFERENCE_SCALES": ("base", "all"),
     "TRAIN.DATASET": ("imagenet", "kinetics"),
     "TEST.DATASET": ("imagenet", "kinetics"),
     "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
@@ -45,6 +48,9 @@ CHOICES: dict[str, tuple] = {
     "DIST.STRATEGY": ("auto", "single", "ddp"),
 }
 """Keys that take one of a few words."""
+
+WHOLE_LISTS = ("TEST.RESIZE_SIZES",)
+"""Keys that are empty by default and take a list of whole numbers."""
 
 _INF = float("inf")
 RANGES: dict[str, tuple[float, float]] = {
@@ -63,6 +69,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.MAX_BAD_SHARE": (0, 1),
     "DATA_LOADER.NUM_WORKERS": (0, _INF),
     "AUG.NUM_SAMPLE": (1, _INF),
+    "AUG.REPEATED_SAMPLER": (1, _INF),
     "AUG.COLOR_JITTER": (0, _INF),
     "AUG.RE_PROB": (0, 1),
     "AUG.RE_COUNT": (1, _INF),
@@ -106,10 +113,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "MFM.LOSS_EPS": (1e-30, 1),
     "MFM.PATCH_FACTOR": (1, _INF),
     "MFM.MATRIX_GAMMA": (1e-3, _INF),
+    "MVIT.HEAD_INIT_STD": (0, _INF),
     "HOG.BINS": (1, _INF),
     "HOG.CELL": (1, _INF),
     "HOG.GAUSSIAN_WINDOW": (0, _INF),
     "SOLVER.BASE_LR": (0, _INF),
+    "SOLVER.LR_REFERENCE_BATCH": (0, _INF),
+    "SOLVER.LR_LAG_STEPS": (0, _INF),
     "SOLVER.MAX_EPOCH": (1, _INF),
     "SOLVER.COSINE_END_LR": (0, _INF),
     "SOLVER.WARMUP_START_LR": (0, _INF),
@@ -130,6 +140,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": (0, _INF),
     "TRAIN.STOP_STEP": (0, _INF),
     "TEST.BATCH_SIZE": (1, _INF),
+    "TEST.RESIZE_SIZES": (1, _INF),
     "MONITOR.PERIOD": (0, _INF),
     "MONITOR.NUM_IMAGES": (1, _INF),
     "MONITOR.PICTURE_PERIOD": (0, _INF),
@@ -167,12 +178,14 @@ NOT_EMPTY = ("MASK.PRETRAIN_DEPTH", "MFF.LAYERS", "MFM.BLUR_KERNEL_SIZE", "KNN.K
 """Lists that need at least one element."""
 
 WORDS: dict[str, tuple[str, ...]] = {
+    "SOLVER.NO_DECAY": ("cls_token", "pos_embed", "mask_token"),
     "MFM.BLUR_KERNEL_LIST": (
         *("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc"),
     ),
     "MFM.NOISE_TYPE": ("gaussian", "poisson"),
+    "PICTURE.KIND": ("all", "reconstruction", "attention", "gradient", "neighbours"),
 }
-"""Lists of words, and what the words can be."""
+"""Keys that take a list of any of these words."""
 
 WEIGHTED = {"MFM.BLUR_KERNEL_LIST": "MFM.BLUR_KERNEL_PROB", "MFM.NOISE_TYPE": "MFM.NOISE_PROB"}
 """Lists that are drawn from, and the list with the probability of each element."""

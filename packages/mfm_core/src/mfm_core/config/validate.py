@@ -11,8 +11,17 @@ from fvcore.common.config import CfgNode
 
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.load import flatten
-from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, pictures_of, target_of, task_of
-from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES, WEIGHTED, WORDS
+from mfm_core.config.plan import (
+    arch_of,
+    corruption_of,
+    method_of,
+    modality_of,
+    pictures_of,
+    schedule_of,
+    target_of,
+    task_of,
+)
+from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES, WEIGHTED
 from mfm_core.errors import UserError
 
 VIDEO_ONLY = (
@@ -49,7 +58,6 @@ PRETRAIN_ONLY = (
     "MASK.MAE_ON",
     "MASK.METHOD",
     "MASK.TARGET",
-    "MASK.ZERO_DECAY_MASK_TOKEN",
     "MFM.CORRUPTION",
     "HOG.BINS",
     "HOG.CELL",
@@ -82,12 +90,15 @@ MFM_ONLY = {
 }
 FINETUNE_ONLY = (
     "MIXUP.ENABLE",
+    "MIXUP.LABEL_SMOOTH_ALWAYS",
     "DATA.LABEL_FRACTION",
     "MODEL.NUM_CLASSES",
     "MODEL.DROPOUT_RATE",
     "MVIT.USE_MEAN_POOLING",
     "MVIT.HEAD_INIT_SCALE",
     "MVIT.FRESH_NORM",
+    "MVIT.HEAD_INIT_STD",
+    "MVIT.HEAD_INIT_BIAS",
 )
 ALREADY_TRUE = {
     # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.
@@ -201,6 +212,16 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         "acts with DATA.TRAIN_CROP_TYPE resized only",
         ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
     ),
+    (
+        lambda c: bool(c.TEST.RESIZE_SIZES),
+        "has no effect: TEST.RESIZE_SIZES says what images are resized to",
+        ("DATA.IN_VAL_CROP_RATIO",),
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and len(c.TEST.RESIZE_SIZES) > 1,
+        "has one size too many: pre-training evaluates at the first only",
+        ("TEST.RESIZE_SIZES",),
+    ),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
     (
         lambda c: not c.AUG.ENABLE,
@@ -220,7 +241,12 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (
         lambda c: not c.MIXUP.ENABLE,
         "acts with MIXUP.ENABLE only",
-        ("MIXUP.ALPHA", "MIXUP.CUTMIX_ALPHA", "MIXUP.PROB", "MIXUP.SWITCH_PROB", "MIXUP.LABEL_SMOOTH_VALUE"),
+        ("MIXUP.ALPHA", "MIXUP.CUTMIX_ALPHA", "MIXUP.PROB", "MIXUP.SWITCH_PROB", "MIXUP.PARTNER"),
+    ),
+    (
+        lambda c: not c.MIXUP.ENABLE and not c.MIXUP.LABEL_SMOOTH_ALWAYS,
+        "acts with MIXUP.ENABLE or MIXUP.LABEL_SMOOTH_ALWAYS only",
+        ("MIXUP.LABEL_SMOOTH_VALUE", "MIXUP.LABEL_SMOOTH_OVER"),
     ),
     (
         lambda c: c.KNN.PERIOD == 0 or task_of(c) == "finetune",
@@ -271,12 +297,38 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (
         lambda c: c.SOLVER.LR_POLICY == "constant",
         "acts with SOLVER.LR_POLICY cosine only",
-        ("SOLVER.COSINE_END_LR", "SOLVER.COSINE_AFTER_WARMUP"),
+        (
+            "SOLVER.COSINE_END_LR",
+            "SOLVER.COSINE_AFTER_WARMUP",
+            "SOLVER.COSINE_END_LR_ABSOLUTE",
+            "SOLVER.WARMUP_TO_BASE_LR",
+        ),
     ),
     (
         lambda c: c.SOLVER.WARMUP_EPOCHS == 0,
         "acts with SOLVER.WARMUP_EPOCHS above 0 only",
-        ("SOLVER.WARMUP_START_LR", "SOLVER.COSINE_AFTER_WARMUP"),
+        (
+            "SOLVER.WARMUP_START_LR",
+            "SOLVER.COSINE_AFTER_WARMUP",
+            "SOLVER.WARMUP_START_LR_ABSOLUTE",
+            "SOLVER.WARMUP_TO_BASE_LR",
+            "SOLVER.WARMUP_INCLUSIVE",
+        ),
+    ),
+    (
+        lambda c: c.SOLVER.COSINE_AFTER_WARMUP,
+        "acts with SOLVER.COSINE_AFTER_WARMUP False only",
+        ("SOLVER.WARMUP_TO_BASE_LR",),
+    ),
+    (
+        lambda c: c.SOLVER.LAYER_DECAY == 1,
+        "acts with SOLVER.LAYER_DECAY below 1 only",
+        ("SOLVER.COSINE_END_LR_ABSOLUTE", "SOLVER.WARMUP_START_LR_ABSOLUTE"),
+    ),
+    (
+        lambda c: c.SOLVER.LR_REFERENCE_BATCH == 0,
+        "acts with SOLVER.LR_REFERENCE_BATCH above 0 only",
+        ("SOLVER.LR_REFERENCE_SCALES",),
     ),
     (
         lambda c: c.SOLVER.CLIP_GRAD_VAL is not None,
@@ -354,6 +406,11 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
             "what pre-training predicts belongs to one size."
         )
+    if image and cfg.TEST.RESIZE_SIZES and min(cfg.TEST.RESIZE_SIZES) < cfg.DATA.TEST_CROP_SIZE:
+        yield (
+            f"TEST.RESIZE_SIZES has {min(cfg.TEST.RESIZE_SIZES)}, which is below DATA.TEST_CROP_SIZE "
+            f"{cfg.DATA.TEST_CROP_SIZE}: the crop would reach beyond the image."
+        )
     if cfg.MVIT.NORM != "layernorm":
         yield f"MVIT.NORM is '{cfg.MVIT.NORM}'; it can be layernorm."
     if cfg.MVIT.SIZE and any(cfg.MVIT[k] != get_cfg().MVIT[k] for k in ("EMBED_DIM", "DEPTH", "NUM_HEADS")):
@@ -417,10 +474,6 @@ def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
 
 def _refuse_draws(cfg: CfgNode) -> Iterator[str]:
     """What MFM's degradations draw from."""
-    for key, words in WORDS.items():
-        for word in _get(cfg, key):
-            if word not in words:
-                yield f"{key} has '{word}'; it can have {', '.join(words)}."
     for key, weights in WEIGHTED.items():
         if len(_get(cfg, key)) != len(_get(cfg, weights)) or not sum(_get(cfg, weights)) > 0:
             yield f"{weights} needs a probability for each of {key} {_get(cfg, key)}, and not zeros only."
@@ -441,21 +494,20 @@ def _refuse_classifier(cfg: CfgNode) -> Iterator[str]:
     if cfg.MODEL.MODEL_NAME == "MaskMViT":
         yield "TASK finetune needs MODEL.MODEL_NAME MViT."
     if cfg.MODEL.LOSS_FUNC == "multi_mse":
-        yield "MODEL.LOSS_FUNC multi_mse is for pre-training; take cross_entropy or soft_cross_entropy."
-    if cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy":
-        yield "MIXUP.ENABLE makes soft labels and needs MODEL.LOSS_FUNC soft_cross_entropy."
+        yield "MODEL.LOSS_FUNC multi_mse is for pre-training; take cross_entropy, soft_cross_entropy or bce."
+    for key in ("ENABLE", "LABEL_SMOOTH_ALWAYS"):
+        if cfg.MIXUP[key] and cfg.MODEL.LOSS_FUNC == "cross_entropy":
+            yield f"MIXUP.{key} makes soft labels and needs MODEL.LOSS_FUNC soft_cross_entropy or bce."
+    if cfg.MIXUP.LABEL_SMOOTH_OVER == "others" and cfg.MODEL.NUM_CLASSES < 2:
+        yield "MIXUP.LABEL_SMOOTH_OVER others needs other classes, and MODEL.NUM_CLASSES is 1; take all."
     if cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         yield "MIXUP.ENABLE is on, but MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are 0; give one of them, or switch it off."
 
 
-PICTURES = ("reconstruction", "attention", "gradient", "neighbours")
-
-
 def _refuse_pictures(cfg: CfgNode) -> Iterator[str]:
     kinds = pictures_of(cfg)
-    for kind in kinds:
-        if kind not in PICTURES:
-            yield f"PICTURE.KIND has '{kind}'; it can be all, or a list of {', '.join(PICTURES)}."
+    if "all" in kinds:
+        yield f"PICTURE.KIND is {list(cfg.PICTURE.KIND)}; all stands alone."
     if "reconstruction" in kinds and task_of(cfg) != "pretrain":
         yield "PICTURE.KIND reconstruction needs a pre-training model, and this config describes a classifier."
     if "gradient" in kinds and task_of(cfg) != "finetune":
@@ -467,8 +519,17 @@ def _refuse_pictures(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
-    if cfg.SOLVER.LR_POLICY == "cosine" and cfg.SOLVER.COSINE_END_LR >= cfg.SOLVER.BASE_LR:
-        yield f"SOLVER.COSINE_END_LR {cfg.SOLVER.COSINE_END_LR} is not below SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}."
+    if cfg.SOLVER.LR_REFERENCE_BATCH > 0 and cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS:
+        yield (
+            "SOLVER.LR_REFERENCE_BATCH scales the learning rate by the batch of all machines; set "
+            "SOLVER.BASE_LR_SCALE_NUM_SHARDS False."
+        )
+    schedule = schedule_of(cfg, cfg.NUM_SHARDS)
+    if schedule.policy == "cosine" and schedule.end >= schedule.base:
+        yield (
+            f"SOLVER.COSINE_END_LR {cfg.SOLVER.COSINE_END_LR} is not below SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}"
+            + (f" (for this batch {schedule.base:g})." if cfg.SOLVER.LR_REFERENCE_BATCH else ".")
+        )
     if not 0 <= cfg.SOLVER.WARMUP_EPOCHS < cfg.SOLVER.MAX_EPOCH:
         yield (
             f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} is not below SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH}; "

@@ -19,12 +19,19 @@ class TrainSampler:
     incomplete one is dropped. Rank r takes the r-th contiguous slice of each, so that the global batch of a step is
     the same for any number of ranks. The epoch does not advance by itself: call `set_position` before each.
 
+    With `repetitions`, each sample comes that many times in one global batch (a few at its end go on in the next),
+    differently augmented, and an epoch of the same length sees the fewer of them (repeated augmentation: Hoffer et
+    al. 2020, Berman et al. 2019; DeiT's sampler, whose epochs have as many steps where 256 divides the batch). The
+    repetitions lie a third (for 3) of the batch apart: on different ranks where there are enough, as DeiT has them,
+    and not side by side where Mixup pairs neighbours.
+
     Args:
         length: samples in the data set.
         batch_size: samples per rank and step.
         rank, world_size: this process among all.
         seed: of the run.
         start_epoch, start_step: the first position, both counted from 0.
+        repetitions: how often a sample comes in its batch (`AUG.REPEATED_SAMPLER`).
 
     Raises:
         UserError: where one global batch is larger than the data set.
@@ -39,8 +46,10 @@ class TrainSampler:
         seed: int = 0,
         start_epoch: int = 0,
         start_step: int = 0,
+        repetitions: int = 1,
     ) -> None:
         self.length, self.batch_size, self.rank, self.world_size, self.seed = length, batch_size, rank, world_size, seed
+        self.repetitions = repetitions
         self.global_batch_size = batch_size * world_size
         if self.global_batch_size > length:
             raise UserError(
@@ -67,11 +76,18 @@ class TrainSampler:
         epoch, first = self.epoch, self.step
         order = self.order(epoch)
         for step in range(first, len(self)):
-            start = step * self.global_batch_size + self.rank * self.batch_size
-            yield [SampleKey(epoch, index) for index in order[start : start + self.batch_size].tolist()]
+            places = self.global_batch(step)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+            files = order[places // self.repetitions].tolist()
+            turns = (places % self.repetitions).tolist()
+            yield [SampleKey(epoch, index, repetition=turn) for index, turn in zip(files, turns)]
+
+    def global_batch(self, step: int) -> Tensor:
+        """(global batch size,) int64: the places in the epoch that a step takes, of which each file has several."""
+        places = torch.arange(step * self.global_batch_size, (step + 1) * self.global_batch_size)
+        return torch.cat([places[turn :: self.repetitions] for turn in range(self.repetitions)])
 
     def order(self, epoch: int) -> Tensor:
-        """(length,) int64: the data set's indices in the order in which all ranks together see them."""
+        """(length,) int64: the data set's indices in the order in which they come; the first ones, with repetitions."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         return torch.randperm(self.length, generator=generator)
 

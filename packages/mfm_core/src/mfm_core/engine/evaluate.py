@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
+from mfm_core.losses.classification import ClassLoss, soft_cross_entropy
 from mfm_core.parallel.world import World
 
 
@@ -22,9 +22,13 @@ def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 @torch.inference_mode()
 def evaluate_classifier(
-    model: nn.Module, loader: Iterable[Batch], world: World, autocast: Callable[[], AbstractContextManager]
+    model: nn.Module,
+    loader: Iterable[Batch],
+    world: World,
+    autocast: Callable[[], AbstractContextManager],
+    criterion: ClassLoss = soft_cross_entropy,
 ) -> dict[str, float]:
-    """top1 and top5 in percent and the mean cross-entropy val_loss, over the images of all ranks' loaders.
+    """top1 and top5 in percent and the mean loss val_loss, over the images of all ranks' loaders.
 
     Unreadable images are not counted; `images` says how many were. Raises UserError where there was none.
     """
@@ -35,7 +39,7 @@ def evaluate_classifier(
         batch = batch.to(world.device)
         with autocast():
             logits = model(batch.inputs).float()
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        loss = criterion(logits, batch.labels) * len(batch)
         top1, top5 = (correct_in_top(logits, batch.labels, k) for k in (1, 5))
         sums += torch.stack([top1, top5, loss, torch.tensor(len(batch), device=world.device)]).double()
     top1, top5, loss, images = world.all_sum(sums).tolist()

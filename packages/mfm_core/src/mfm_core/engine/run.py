@@ -113,7 +113,10 @@ def build_trainer(
         )
     log = RunLog(folder if world.is_main else None, first_step=state.step)
     _log_start(cfg, task, plan, world, log, precision, warnings, notes)
-    sampler = TrainSampler(plan.files, plan.batch_per_rank, world.rank, world.size, cfg.RNG_SEED)
+    repetitions = cfg.AUG.REPEATED_SAMPLER
+    sampler = TrainSampler(
+        plan.files, plan.batch_per_rank, world.rank, world.size, cfg.RNG_SEED, repetitions=repetitions
+    )
     pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
     stepped = torch.compile(model) if cfg.TRAIN.COMPILE else model
     return Trainer(

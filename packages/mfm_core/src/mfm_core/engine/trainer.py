@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from mfm_core.engine.randomness import seed_everything
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch, Task
 from mfm_core.monitor.meters import Throughput, peak_memory_gb
-from mfm_core.optim.build import set_lr
+from mfm_core.optim.build import follow
 from mfm_core.parallel.strategies import Single
 from mfm_core.parallel.world import World
 
@@ -141,7 +142,7 @@ class Trainer:
         """One optimizer step; the loss over the whole global batch and the gradient norm before clipping."""
         step, optimizer, scaler = self.state.step, self.state.optimizer, self.state.scaler
         seed_everything(self.settings.seed, "step", step, self.world.rank)
-        set_lr(optimizer, self.plan.lr(step))
+        follow(optimizer, partial(self.plan.lr, step))
         parts = [self.task.prepare(part) for part in batch.to(self.world.device).split(self.plan.accum_steps)]
         weights = torch.stack([self.task.weight(part) for part in parts])
         shares = weights / self.world.all_sum(weights.sum())
@@ -260,7 +261,10 @@ class Trainer:
         return {**means, "images_per_s": self.throughput.images_per_s}
 
     def check(self) -> None:
-        """Lists unreadable files of all ranks; raises UserError for too many of them and for a step that must stop."""
+        """Lists unreadable files of all ranks; raises UserError for too many of them and for a step that must stop.
+
+        Files are counted from this start on: they may have been mended since the last, and an epoch meets them all.
+        """
         self.guard.check(self.task.file_name, self.world.gather)
         met = self._log_bad_files(list(self.loader.bad.values()))
         if len(met) > self.settings.max_bad_share * self.plan.files:

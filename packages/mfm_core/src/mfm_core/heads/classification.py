@@ -12,9 +12,10 @@ class ClassificationHead(nn.Module):
     """Three read-outs, as PySlowFast has them.
 
     mean_pooling: the mean over the patch tokens, then the norm. Otherwise the norm, then the class token, or the mean
-    where the encoder has none. init_scale multiplies the initial linear layer. norm: False leaves the norm out, for
-    encoders that have their own (ResNets). fresh_norm: the norm starts afresh even where it stands where a pre-trained
-    encoder had its own (MAE-priv's class token).
+    where the encoder has none. The linear layer starts truncated normal with init_std, its bias and the norm's
+    constant; init_scale then multiplies the linear layer. PySlowFast's start is the default, MAE's is (2e-5, 0).
+    norm: False leaves the norm out, for encoders that have their own (ResNets). fresh_norm: the norm starts afresh even
+    where it stands where a pre-trained encoder had its own (MAE-priv's class token).
     """
 
     def __init__(
@@ -27,13 +28,15 @@ class ClassificationHead(nn.Module):
         init_scale: float = 1.0,
         norm: bool = True,
         fresh_norm: bool = False,
+        init_std: float = 0.02,
+        init_bias: float = 0.02,
     ) -> None:
         super().__init__()
         self.num_prefix_tokens, self.mean_pooling, self.fresh_norm = num_prefix_tokens, mean_pooling, fresh_norm
         self.norm = layer_norm(embed_dim) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embed_dim, num_classes)
-        init_weights(self)
+        init_weights(self, bias=init_bias, std=init_std)
         with torch.no_grad():
             self.projection.weight.mul_(init_scale)
             self.projection.bias.mul_(init_scale)

@@ -194,10 +194,10 @@ def layer_norm(dim: int, **kwargs) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=1e-6, **kwargs)
 
 
-def init_weights(module: nn.Module, bias: float = 0.02) -> None:
-    """PySlowFast's initialisation: weights truncated normal 0.02; biases, those of norms too, constant `bias`."""
+def init_weights(module: nn.Module, bias: float = 0.02, std: float = 0.02) -> None:
+    """PySlowFast's initialisation: weights truncated normal `std`; biases, those of norms too, constant `bias`."""
     for child in module.modules():
         if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-            nn.init.trunc_normal_(child.weight, std=0.02)
+            nn.init.trunc_normal_(child.weight, std=std)
         if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.LayerNorm)) and child.bias is not None:
             nn.init.constant_(child.bias, bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -42,13 +44,10 @@ def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
     """The optimizer over the model's groups; the model answers for its names (see `EncoderModel`)."""
-    spared = model.no_weight_decay() if cfg.MVIT.ZERO_DECAY_POS_CLS else set()
-    if cfg.MASK.ZERO_DECAY_MASK_TOKEN:
-        spared = spared | model.mask_tokens()
     groups = parameter_groups(
         model,
         cfg.SOLVER.WEIGHT_DECAY,
-        no_decay_names=spared,
+        no_decay_names=_spared(model, cfg.MVIT.ZERO_DECAY_POS_CLS, cfg.SOLVER.NO_DECAY),
         no_decay_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
         layer_decay=cfg.SOLVER.LAYER_DECAY,
         layer_of=model.layer_of,
@@ -57,7 +56,22 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
     return OPTIMIZERS.get(cfg.SOLVER.OPTIMIZING_METHOD)(groups, cfg)
 
 
+def _spared(model: nn.Module, cls_and_positions: bool, tables: Collection[str]) -> set[str]:
+    """Names of the parameters that weight decay spares beside the one-dimensional ones.
+
+    tables: last parts of names, wherever in the model they stand (the encoder's and the decoder's positions, say);
+    those that this model lacks name nothing.
+    """
+    names = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] in tables}
+    return names | (model.no_weight_decay() if cls_and_positions else set())
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Gives each group `lr` times its `lr_scale`."""
+    follow(optimizer, lambda lr_scale: lr * lr_scale)
+
+
+def follow(optimizer: torch.optim.Optimizer, lr_of: Callable[[float], float]) -> None:
+    """Gives each group what `lr_of` says for its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = lr_of(group["lr_scale"])

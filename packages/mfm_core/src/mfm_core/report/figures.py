@@ -10,7 +10,7 @@ from html import escape
 
 from mfm_core.report.curves import Series, colour, line_chart
 from mfm_core.report.runs import Picture, Run
-from mfm_core.report.tables import section
+from mfm_core.report.tables import SIZED, section
 
 _MOST_PICTURES = 12
 _MOST_BYTES = 16_000_000
@@ -131,7 +131,8 @@ def _other_charts(runs: Iterable[Run]) -> list[Chart]:
     for run in runs:
         known |= {("step", key) for keys in _families(run).values() for key in keys}
         for kind in ("step", "epoch"):
-            found |= dict.fromkeys((kind, key) for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE)
+            shown = (key for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE and not SIZED.fullmatch(key))
+            found |= dict.fromkeys((kind, key) for key in shown)
     return [Chart(key, (Line(kind, key, key),)) for kind, key in found if (kind, key) not in known][:_MOST_OTHERS]
 
 

@@ -35,6 +35,7 @@ def page(runs: Sequence[Run]) -> str:
         f"<h1>{escape(title)}</h1>",
         _subtitle(runs[0]) if len(runs) == 1 else "",
         numbers,
+        tables.sizes(runs, labels),
         tables.warnings(runs, labels),
         figures.curves(runs, labels),
         figures.pictures(runs, labels),

@@ -6,6 +6,7 @@ Everything that comes from a run goes through `html.escape` here.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from mfm_core.report.curves import colour
 from mfm_core.report.runs import Run, number
 
 _MOST_FILES = 500
+SIZED = re.compile(r"top[15]_at_\d+")
+"""Names of accuracies at a resize size; they have a table, and no charts."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,21 @@ def bad_files(runs: Sequence[Run]) -> str:
     left = len(ordered) - len(rows)
     note = f'<p class="soft">and {left} more in log.jsonl</p>' if left else ""
     return section("Unreadable files", _table(["File", "Reason", "Times met"], rows, figures=(2,)) + note)
+
+
+def sizes(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """Accuracy at each size that evaluation resized images to, where there were several (top1_at_SIZE)."""
+    found = {int(key[len("top1_at_") :]) for run in runs for key in run.keys("epoch") if SIZED.fullmatch(key)}
+    if not found:
+        return ""
+    titles = [
+        name for label in labels for name in ([f"{label}, top-1", "top-5"] if len(runs) > 1 else ["Top-1", "Top-5"])
+    ]
+    rows = []
+    for size in sorted(found):
+        values = [run.last(f"{top}_at_{size}") for run in runs for top in ("top1", "top5")]
+        rows.append([f"{size} px", *("–" if value is None else _percent(value) for value in values)])
+    return section("Accuracy by resize size", _table(["Short side", *titles], rows, figures=range(1, len(titles) + 1)))
 
 
 def configuration(runs: Sequence[Run], labels: Sequence[str]) -> str:

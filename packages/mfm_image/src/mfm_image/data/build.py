@@ -38,13 +38,19 @@ def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
         erase_prob=cfg.AUG.RE_PROB if augment and erase else 0.0,
         erase_mode=cfg.AUG.RE_MODE,
         erase_count=cfg.AUG.RE_COUNT,
+        clamp_crop=cfg.DATA.TRAIN_CROP_CLAMP,
     )
 
 
-def eval_transform(cfg: CfgNode) -> EvalTransform:
-    """Resize and centre crop."""
+def eval_transform(cfg: CfgNode, short_side: int = 0) -> EvalTransform:
+    """Resize, to `short_side` or the first of TEST.RESIZE_SIZES where there are any, and centre crop."""
     return EvalTransform(
-        cfg.DATA.TEST_CROP_SIZE, cfg.DATA.MEAN, cfg.DATA.STD, cfg.DATA.IN_VAL_CROP_RATIO, interpolation="bicubic"
+        cfg.DATA.TEST_CROP_SIZE,
+        cfg.DATA.MEAN,
+        cfg.DATA.STD,
+        cfg.DATA.IN_VAL_CROP_RATIO,
+        interpolation="bicubic",
+        short_side=short_side or next(iter(cfg.TEST.RESIZE_SIZES), 0),
     )
 
 
@@ -71,8 +77,13 @@ def eval_dataset(
     """Images of `split` without augmentation; `images` of them, at least one of each class, 0 for all."""
     folder = ImageFolder(data_root(cfg), split, classes=classes)
     if 0 < images < len(folder):
-        folder = ImageFolder(data_root(cfg), split, classes=classes, fraction=images / len(folder), seed=EVAL_SEED)
+        folder = folder.subset(images / len(folder), EVAL_SEED)
     return ImageDataset(folder, eval_transform(cfg), EVAL_SEED, mask_generator=mask_generator, train=False)
+
+
+def resized(cfg: CfgNode, dataset: ImageDataset, short_side: int) -> ImageDataset:
+    """The same images of evaluation, resized to another short side."""
+    return ImageDataset(dataset.folder, eval_transform(cfg, short_side), dataset.seed, train=False)
 
 
 def eval_loader(cfg: CfgNode, dataset: ImageDataset, world: World) -> Loader:

@@ -22,7 +22,7 @@ class ImageDataset(Dataset):
     """Samples of an `ImageFolder`: `dataset[SampleKey(epoch, index)]`.
 
     Crop, mirroring, augmentation, erasing and mask of a view are functions of (seed, epoch, index, replacement,
-    view), so that the number of loader workers never matters. The file is decoded once for all views.
+    repetition, view), so that the number of loader workers never matters. The file is decoded once for all views.
 
     A file that cannot be read is recorded in `Sample.bad`. In training another one, drawn by the key, takes its
     place, and `Sample.index` is the one used. In evaluation the sample has no views, and is left out of its batch.
@@ -77,7 +77,7 @@ class ImageDataset(Dataset):
         """Which file serves the request: `key.index`, or one drawn from the whole folder for a replacement."""
         if key.replacement == 0:
             return key.index
-        return derive_seed(self.seed, "replacement", *key) % len(self)
+        return derive_seed(self.seed, "replacement", *key.stream) % len(self)
 
     def _evaluation_sample(self, key: SampleKey) -> Sample:
         label = int(self.folder.labels[key.index])
@@ -89,7 +89,7 @@ class ImageDataset(Dataset):
 
     def _stream(self, key: SampleKey) -> list[tuple[int | str, ...]]:
         """The names of the random streams of the views."""
-        return [(self.seed, "sample", *key, view) for view in range(self.num_samples)]
+        return [(self.seed, "sample", *key.stream, view) for view in range(self.num_samples)]
 
     def _views(self, index: int, streams: list[tuple[int | str, ...]]) -> tuple[list[Tensor], list[Tensor]]:
         """Decodes file `index` and makes one view, and one mask if any are made, per stream."""

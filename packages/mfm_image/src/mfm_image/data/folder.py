@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,11 +73,28 @@ class ImageFolder:
             images = class_images(self.folder, name)
             if not images:
                 raise UserError(_no_images(self.folder / name))
-            images = _keep_fraction(images, fraction, derive_seed(seed, "fraction", name))
             names += images
             labels.append(np.full(len(images), index[name], dtype=np.int64))
         self.paths = PathTable(self.folder, names)
         self.labels = np.concatenate(labels)
+        if fraction < 1:
+            self._keep(fraction, seed)
+
+    def subset(self, fraction: float, seed: int) -> ImageFolder:
+        """What `fraction` and `seed` would have made of this folder; the disk is not read again."""
+        part = copy.copy(self)
+        part._keep(fraction, seed)
+        return part
+
+    def _keep(self, fraction: float, seed: int) -> None:
+        """Leaves a share of each class, in the same order."""
+        kept = []
+        for label in np.unique(self.labels):
+            own = np.flatnonzero(self.labels == label)
+            kept.append(own[_draw(len(own), fraction, derive_seed(seed, "fraction", self.classes[label]))])
+        chosen = np.concatenate(kept)
+        self.paths = PathTable(self.folder, [self.paths.relative(i) for i in chosen])
+        self.labels = self.labels[chosen]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -151,10 +169,7 @@ def _require_known(found: Sequence[str], known: Sequence[str], folder: Path) -> 
         )
 
 
-def _keep_fraction(images: list[str], fraction: float, seed: int) -> list[str]:
-    """A seeded subset of `max(1, round(fraction * n))` images, in the order of `images`."""
-    if fraction == 1:
-        return images
-    kept = max(1, round(fraction * len(images)))
-    order = np.random.default_rng(seed).permutation(len(images))
-    return [images[i] for i in np.sort(order[:kept])]
+def _draw(count: int, fraction: float, seed: int) -> np.ndarray:
+    """A seeded choice of `max(1, round(fraction * count))` of `count` positions, rising."""
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[: max(1, round(fraction * count))])

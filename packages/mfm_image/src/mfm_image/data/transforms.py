@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +23,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms import ColorJitter
+from torchvision.transforms import ColorJitter, InterpolationMode, RandAugment
 
 from mfm_core.errors import UserError
 from mfm_image.data.decode import largest_reduction
@@ -82,9 +83,10 @@ class TrainTransform:
         mean, std: of RGB in [0, 1] (`DATA.MEAN`, `DATA.STD`).
         scale: share of the area that a crop covers (`DATA.TRAIN_JITTER_SCALES_RELATIVE`).
         ratio: width / height of a crop (`DATA.TRAIN_JITTER_ASPECT_RELATIVE`).
+        clamp_crop: a crop that does not fit is clamped, not drawn again (`DATA.TRAIN_CROP_CLAMP`).
         interpolation: "bicubic", "bilinear" or "random", one of these at each crop (`AUG.INTERPOLATION`).
         flip: probability of mirroring.
-        auto_augment: timm's name of a policy, "" for none (`AUG.AA_TYPE`).
+        auto_augment: timm's name of a policy, ra_M_N for torchvision's RandAugment, "" for none (`AUG.AA_TYPE`).
         color_jitter: strength for brightness, contrast and saturation; None or 0 for none. A policy replaces it
             (`AUG.COLOR_JITTER`).
         erase_prob, erase_mode, erase_count: random erasing (`AUG.RE_PROB`, `AUG.RE_MODE`, `AUG.RE_COUNT`).
@@ -107,8 +109,10 @@ class TrainTransform:
         erase_prob: float = 0.0,
         erase_mode: str = "pixel",
         erase_count: int = 1,
+        clamp_crop: bool = False,
     ) -> None:
         self.size, self.scale, self.ratio, self.flip = size, tuple(scale), tuple(ratio), flip
+        self.draw_crop = clamped_crop if clamp_crop else random_crop
         if interpolation not in (*INTERPOLATIONS, "random"):
             raise UserError(f"AUG.INTERPOLATION '{interpolation}' is not one of {', '.join(INTERPOLATIONS)}, random")
         self.interpolations = INTERPOLATIONS if interpolation == "random" else (interpolation,)
@@ -122,7 +126,7 @@ class TrainTransform:
 
     def plan(self, height: int, width: int, rng: random.Random) -> Crop:
         """A random resized crop, then whether it is mirrored."""
-        top, left, h, w = random_crop(height, width, self.scale, self.ratio, rng)
+        top, left, h, w = self.draw_crop(height, width, self.scale, self.ratio, rng)
         interpolation = rng.choice(self.interpolations) if len(self.interpolations) > 1 else self.interpolations[0]
         return Crop(top, left, h, w, interpolation, flip=rng.random() < self.flip)
 
@@ -189,7 +193,7 @@ class PaddedTransform(TrainTransform):
 
 
 class EvalTransform:
-    """Resizes the short side to `int(size / crop_ratio)` and crops the centre; images may be enlarged for it.
+    """Resizes the short side, to `int(size / crop_ratio)` if not told, and crops the centre; images may be enlarged.
 
     The same pixels as torchvision's `Resize` and `CenterCrop` (to one grey level, rarely two); always decoded in
     full, so that numbers compare with those of other code.
@@ -199,6 +203,7 @@ class EvalTransform:
         mean, std: of RGB in [0, 1].
         crop_ratio: `DATA.IN_VAL_CROP_RATIO`; 0 resizes the whole image to the output without a crop, as PySlowFast.
         interpolation: "bicubic" or "bilinear".
+        short_side: the length itself (`TEST.RESIZE_SIZES`), at least `size`; 0 leaves it to `crop_ratio`.
     """
 
     def __init__(
@@ -208,11 +213,12 @@ class EvalTransform:
         std: Sequence[float],
         crop_ratio: float = 0.875,
         interpolation: str = "bicubic",
+        short_side: int = 0,
     ) -> None:
         if not 0 <= crop_ratio <= 1:
             raise UserError(f"DATA.IN_VAL_CROP_RATIO must be in [0, 1], not {crop_ratio}")
         self.size, self.interpolation = size, interpolation
-        self.short_side = int(size / crop_ratio) if crop_ratio else 0
+        self.short_side = short_side or (int(size / crop_ratio) if crop_ratio else 0)
         self.normalize = Normalize(mean, std)
 
     def plan(self, height: int, width: int, rng: random.Random) -> Crop:
@@ -253,16 +259,35 @@ def random_crop(
     Ten times an area share from `scale` and an aspect ratio (log-uniform from `ratio`) are drawn; the first box that
     fits is placed at random. Where none fits, the largest central box with an allowed ratio is taken.
     """
-    log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        area = rng.uniform(*scale) * height * width
-        aspect = math.exp(rng.uniform(*log_ratio))
-        w, h = int(round(math.sqrt(area * aspect))), int(round(math.sqrt(area / aspect)))
+        h, w = _crop_size(height, width, scale, ratio, rng)
         if 0 < w <= width and 0 < h <= height:
             return rng.randint(0, height - h), rng.randint(0, width - w), h, w
     w = min(width, max(1, int(round(height * ratio[1]))))
     h = min(height, max(1, int(round(width / ratio[0]))))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def clamped_crop(
+    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """As `random_crop`, with a single draw: a box that does not fit is clamped to the image.
+
+    MAE trains its linear probe with it (He et al. 2022), after TensorFlow's crop: on elongated images crops are
+    smaller, and of more extreme shapes, than the ranges say.
+    """
+    h, w = _crop_size(height, width, scale, ratio, rng)
+    h, w = max(1, min(h, height)), max(1, min(w, width))
+    return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+
+
+def _crop_size(
+    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: random.Random
+) -> tuple[int, int]:
+    """(height, width) of one draw, which may be larger than the image."""
+    area = rng.uniform(*scale) * height * width
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    return int(round(math.sqrt(area / aspect))), int(round(math.sqrt(area * aspect)))
 
 
 def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
@@ -290,9 +315,14 @@ def build_auto_augment(
 ) -> Callable[[Image.Image], Image.Image]:
     """timm's RandAugment, AugMix or AutoAugment, with the constants that timm and PySlowFast give them.
 
+    ra_M_N is torchvision's RandAugment at magnitude M of N bins, in the notation of CoinCheung/MFM. timm's has other
+    operations (Invert and SolarizeAdd, no identity), applies each with probability one half, and fills with the mean.
+
     Raises:
-        UserError: for a policy that timm cannot build.
+        UserError: for a policy that does not exist.
     """
+    if match := re.fullmatch(r"ra_(\d+)_(\d+)", policy):
+        return _torchvision_rand_augment(policy, int(match[1]), int(match[2]), interpolation)
     params = {"translate_const": int(size * 0.45), "img_mean": tuple(min(255, round(255 * x)) for x in mean)}
     if interpolation != "random":
         params["interpolation"] = str_to_pil_interp(interpolation)
@@ -305,13 +335,20 @@ def build_auto_augment(
             transform = auto_augment_transform(policy, params)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
-            f"AUG.AA_TYPE '{policy}' is no policy that timm knows; e.g. rand-m9-mstd0.5-inc1, or '' for none"
+            f"AUG.AA_TYPE '{policy}' is no policy that timm knows; e.g. rand-m9-mstd0.5-inc1, ra_6_10, or '' for none"
         ) from error
     operations = transform.ops if hasattr(transform, "ops") else itertools.chain(*transform.policy)
     for operation in operations:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = posterize
     return transform
+
+
+def _torchvision_rand_augment(policy: str, magnitude: int, bins: int, interpolation: str) -> RandAugment:
+    if magnitude >= bins:
+        raise UserError(f"AUG.AA_TYPE '{policy}': the magnitude {magnitude} must be below the number of bins, {bins}")
+    mode = InterpolationMode.BILINEAR if interpolation == "bilinear" else InterpolationMode.BICUBIC
+    return RandAugment(num_ops=2, magnitude=magnitude, num_magnitude_bins=bins, interpolation=mode)
 
 
 def posterize(image: Image.Image, bits: int, **kwargs: object) -> Image.Image:

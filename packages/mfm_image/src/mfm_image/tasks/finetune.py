@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from PIL import Image
-from timm.data import Mixup
 from torch import Tensor, nn
 
 from mfm_core.config.plan import arch_of
 from mfm_core.data.loader import Loader
+from mfm_core.data.mixing import Mixer
 from mfm_core.engine.evaluate import evaluate_classifier
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
-from mfm_core.losses.classification import soft_cross_entropy
+from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
 from mfm_core.parallel.world import World
-from mfm_image.data.build import eval_dataset, eval_loader, train_dataset
+from mfm_image.data.build import eval_dataset, eval_loader, resized, train_dataset
 from mfm_image.models import build_model, example_input
 from mfm_image.pictures.attention import attention_sheet, heat_caption
 from mfm_image.pictures.inputs import from_dataset
 from mfm_image.pictures.pixels import Pixels
 from mfm_image.tasks.periods import is_due
 
+logger = logging.getLogger(__name__)
+
 
 class FinetuneTask:
-    """Classification with the cross-entropy of hard or mixed labels."""
+    """Classification with the loss that MODEL.LOSS_FUNC names, of hard, smoothed or mixed labels."""
 
     def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
         self.cfg, self.world = cfg, world
@@ -39,7 +43,9 @@ class FinetuneTask:
         self.model = build_model(cfg)
         self.summary_input = example_input(cfg, self.model.backbone.grid)
         self.val_loader = eval_loader(cfg, eval_dataset(cfg, "val", classes), world)
-        self.mixup = mixup_from_cfg(cfg, world)
+        self.criterion = CLASS_LOSSES.get(cfg.MODEL.LOSS_FUNC)
+        self.mixer = mixer_from_cfg(cfg, world)
+        self.smoothing = smoothing_of(cfg)
         self.warnings: list[str] = []
 
     def eval_loaders(self) -> list[Loader]:
@@ -47,11 +53,14 @@ class FinetuneTask:
         return [self.val_loader]
 
     def prepare(self, batch: Batch) -> Batch:
-        """Mixes images and labels where MIXUP is on."""
-        if self.mixup is None:
+        """Mixes images and labels and smooths labels, where MIXUP says so; labels are then (B, classes)."""
+        if self.mixer is None and self.smoothing == 0:
             return batch
-        inputs, labels = self.mixup(batch.inputs, batch.labels)
-        return replace(batch, inputs=inputs, labels=labels)
+        inputs, target = batch.inputs, F.one_hot(batch.labels, self.cfg.MODEL.NUM_CLASSES).float()
+        if self.mixer is not None:
+            inputs, target = self.mixer(inputs, target)
+        target = smooth_labels(target, self.smoothing, self.cfg.MIXUP.LABEL_SMOOTH_OVER)
+        return replace(batch, inputs=inputs, labels=target)
 
     def weight(self, batch: Batch) -> Tensor:
         """The number of images."""
@@ -59,17 +68,40 @@ class FinetuneTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the images."""
-        return soft_cross_entropy(model(batch.inputs), batch.labels)
+        return self.criterion(model(batch.inputs), batch.labels)
 
     def metrics(self) -> dict[str, Tensor]:
         """None beside the loss."""
         return {}
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
-        """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so."""
+        """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so.
+
+        Where TEST.RESIZE_SIZES has several sizes, the first is the one that counts; after the last epoch, and when
+        testing, top1_at_SIZE and top5_at_SIZE of each follow.
+        """
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
-        return evaluate_classifier(model, self.val_loader, self.world, self.autocast)
+        values = self._accuracy(model, self.val_loader)
+        sizes = self.cfg.TEST.RESIZE_SIZES
+        if last and len(sizes) > 1:
+            values |= self._at_sizes(model, sizes, values)
+        return values
+
+    def _at_sizes(self, model: nn.Module, sizes: list[int], first: dict[str, float]) -> dict[str, float]:
+        """Accuracy with the short side resized to each of `sizes`; that of the first is known."""
+        found = {}
+        for size in sizes:
+            at = first
+            if size != sizes[0]:
+                dataset = resized(self.cfg, self.val_loader.dataset, size)
+                at = self._accuracy(model, eval_loader(self.cfg, dataset, self.world))
+            logger.info("resized to %d: top1 %.3f  top5 %.3f", size, at["top1"], at["top5"])
+            found |= {f"top1_at_{size}": at["top1"], f"top5_at_{size}": at["top5"]}
+        return found
+
+    def _accuracy(self, model: nn.Module, loader: Loader) -> dict[str, float]:
+        return evaluate_classifier(model, loader, self.world, self.autocast, self.criterion)
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Image.Image, str]]:
         """At the end, where a ViT looks in a few validation images."""
@@ -87,23 +119,27 @@ class FinetuneTask:
         return self.train_set.folder.paths[index]
 
 
-def mixup_from_cfg(cfg: CfgNode, world: World) -> Mixup | None:
-    """timm's Mixup and CutMix per batch; None where both are off. Raises UserError for batches that have no pairs."""
+def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
+    """Mixup and CutMix per batch; None where both are off. Raises UserError for batches that have no pairs."""
     if not cfg.TRAIN.ENABLE or not cfg.MIXUP.ENABLE or cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         return None
     images = cfg.TRAIN.BATCH_SIZE * world.num_shards * cfg.AUG.NUM_SAMPLE // (world.size * cfg.TRAIN.ACCUM_STEPS)
-    if images % 2:
+    if images % 2 and cfg.MIXUP.PARTNER == "reverse":
         raise UserError(
             f"MIXUP.ENABLE pairs the images of a micro-batch, and {images} is odd; change TRAIN.BATCH_SIZE."
         )
-    return Mixup(
+    return Mixer(
         mixup_alpha=cfg.MIXUP.ALPHA,
         cutmix_alpha=cfg.MIXUP.CUTMIX_ALPHA,
         prob=cfg.MIXUP.PROB,
         switch_prob=cfg.MIXUP.SWITCH_PROB,
-        label_smoothing=cfg.MIXUP.LABEL_SMOOTH_VALUE,
-        num_classes=cfg.MODEL.NUM_CLASSES,
+        partner=cfg.MIXUP.PARTNER,
     )
+
+
+def smoothing_of(cfg: CfgNode) -> float:
+    """How much the training labels are smoothed."""
+    return cfg.MIXUP.LABEL_SMOOTH_VALUE if cfg.MIXUP.ENABLE or cfg.MIXUP.LABEL_SMOOTH_ALWAYS else 0.0
 
 
 def _check_classes(cfg: CfgNode, classes: int) -> None:

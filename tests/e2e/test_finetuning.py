@@ -1,0 +1,125 @@
+"""What the keys of fine-tuning promise, on whole runs of a few steps."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from tiny_runs import assert_same, last_state, tiny_config
+
+from mfm_core.data.loader import Loader
+from mfm_image.entry import main
+from mfm_image.tasks import finetune
+
+STEPS = 3
+
+
+def train(data, output, *overrides):
+    """The last checkpoint of a run of one epoch."""
+    assert main(tiny_config("finetune", data, output, "SOLVER.MAX_EPOCH", 1, *overrides)) == 0
+    return last_state(output)
+
+
+def epochs_of(output):
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "epoch"]
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The short sides of all evaluations, in order; each has its own made-up accuracy, that of its size."""
+    seen = []
+
+    def spy(model, loader, world, autocast, criterion):
+        size = loader.dataset.transform.short_side
+        seen.append(size)
+        return {"top1": float(size), "top5": size + 0.5, "val_loss": 1.0, "images": len(loader.dataset)}
+
+    monkeypatch.setattr(finetune, "evaluate_classifier", spy)
+    return seen
+
+
+def test_several_resize_sizes_make_a_table_after_the_last_epoch(photo_folder, tmp_path, evaluated):
+    sizes = ["TEST.RESIZE_SIZES", "[36, 34, 40]"]
+    train(photo_folder, tmp_path, *sizes, "SOLVER.MAX_EPOCH", 2)
+    assert evaluated == [36, 36, 34, 40]
+    first, last = epochs_of(tmp_path)
+    assert first["top1"] == last["top1"] == 36 and "top1_at_34" not in first
+    assert {size: (last[f"top1_at_{size}"], last[f"top5_at_{size}"]) for size in (34, 36, 40)} == {
+        size: (size, size + 0.5) for size in (34, 36, 40)
+    }
+    log = (tmp_path / "log.txt").read_text()
+    assert all(f"resized to {size}: top1 {size}.000" in log for size in (34, 36, 40))
+    assert "Accuracy by resize size" in (tmp_path / "report.html").read_text()
+
+
+def test_testing_at_chosen_sizes(photo_folder, tmp_path, evaluated):
+    train(photo_folder, tmp_path)
+    evaluated.clear()
+    test = ["TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", tmp_path / "checkpoints/checkpoint_epoch_00001.pyth"]
+    assert main(tiny_config("finetune", photo_folder, tmp_path / "one", *test, "TEST.RESIZE_SIZES", "[50]")) == 0
+    assert evaluated == [50] and epochs_of(tmp_path / "one")[-1]["top1"] == 50
+    assert main(tiny_config("finetune", photo_folder, tmp_path / "two", *test, "TEST.RESIZE_SIZES", "[50, 40]")) == 0
+    assert evaluated == [50, 50, 40] and epochs_of(tmp_path / "two")[-1]["top1_at_40"] == 40
+
+
+def test_bce_of_mixed_labels_and_plain_ones_in_evaluation(photo_folder, tmp_path):
+    """The logged losses are binary cross-entropies: of zero logits log 2 whatever the labels, where CE has log 3."""
+    options = ["MODEL.LOSS_FUNC", "bce", "MIXUP.ENABLE", True, "MIXUP.LABEL_SMOOTH_OVER", "others"]
+    still = [
+        "MVIT.HEAD_INIT_SCALE",
+        0.0,
+        "SOLVER.BASE_LR",
+        1e-12,
+        "SOLVER.COSINE_END_LR",
+        0,
+        "SOLVER.WARMUP_START_LR",
+        0,
+    ]
+    train(photo_folder, tmp_path, *options, *still)
+    epoch = epochs_of(tmp_path)[-1]
+    assert epoch["val_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert epoch["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_smoothing_without_mixup(photo_folder, tmp_path):
+    """The labels of training are smoothed; those of evaluation are not."""
+    seen = []
+    prepare = finetune.FinetuneTask.prepare
+
+    def spy(task, batch):
+        prepared = prepare(task, batch)
+        seen.append((batch.labels, prepared.labels))
+        return prepared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.FinetuneTask, "prepare", spy)
+        train(photo_folder, tmp_path, "MIXUP.LABEL_SMOOTH_ALWAYS", True, "MIXUP.LABEL_SMOOTH_VALUE", 0.3)
+    for labels, smoothed in seen:
+        expected = torch.full((len(labels), 3), 0.1).scatter_(1, labels[:, None], 0.8)
+        torch.testing.assert_close(smoothed, expected)
+    assert len(seen) == STEPS
+
+
+def test_repeated_augmentation_goes_on_in_mid_epoch(photo_folder, tmp_path):
+    """Eight of each step's images come from three files; a stop after any step changes nothing."""
+    batches = []
+    iterate = Loader.__iter__
+
+    def spy(loader):
+        for batch in iterate(loader):
+            if len(batch) == 8:
+                batches.append(batch.index.tolist())
+            yield batch
+
+    repeated = ["AUG.REPEATED_SAMPLER", 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loader, "__iter__", spy)
+        whole = train(photo_folder, tmp_path / "whole", *repeated)
+    assert [len(set(batch)) for batch in batches] == [3, 4, 3]  # 24 places, three each: 8 files, two cut in two
+    train(photo_folder, tmp_path / "parts", *repeated, "TRAIN.STOP_STEP", 2)
+    resumed = train(photo_folder, tmp_path / "parts", *repeated)
+    assert resumed["step"] == whole["step"] == STEPS
+    assert_same(whole, resumed)
