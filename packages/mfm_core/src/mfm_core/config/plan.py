@@ -10,6 +10,8 @@ from mfm_core.errors import UserError
 from mfm_core.optim.schedule import LRSchedule
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
+UNTRAINED_TASKS = ("knn",)
+"""Tasks that only look at what others have trained."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class RunPlan:
     """Derived values of one run.
 
     files: training files. batch_size: files per optimizer step, over all processes. views: training samples made of
-    each file. accum_steps: micro-batches that a process cuts its share into.
+    each file. accum_steps: micro-batches that a process cuts its share into. trains: whether there is training.
     """
 
     task: str
@@ -28,6 +30,7 @@ class RunPlan:
     world_size: int
     accum_steps: int
     views: int
+    trains: bool = True
 
     @property
     def epochs(self) -> int:
@@ -56,11 +59,15 @@ class RunPlan:
 
 
 def task_of(cfg: CfgNode) -> str:
-    """pretrain or finetune."""
-    names = {"ssl": "pretrain", "ssl_eval": "finetune", "pretrain": "pretrain", "finetune": "finetune"}
+    """pretrain, finetune, probe or knn."""
     if cfg.TASK:
-        return names[cfg.TASK]
+        return {"ssl": "pretrain", "ssl_eval": "finetune"}.get(cfg.TASK, cfg.TASK)
     return "pretrain" if cfg.MODEL.MODEL_NAME == "MaskMViT" else "finetune"
+
+
+def trains(cfg: CfgNode) -> bool:
+    """Whether the run trains: TRAIN.ENABLE, and a task that has something to train."""
+    return cfg.TRAIN.ENABLE and task_of(cfg) not in UNTRAINED_TASKS
 
 
 def method_of(cfg: CfgNode) -> str:
@@ -110,12 +117,12 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
     shards = num_shards or cfg.NUM_SHARDS
     batch_size = cfg.TRAIN.BATCH_SIZE * shards
     pieces = world_size * cfg.TRAIN.ACCUM_STEPS
-    if cfg.TRAIN.ENABLE and batch_size % pieces:
+    if trains(cfg) and batch_size % pieces:
         raise UserError(
             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} (times {shards} machines) cannot be divided over {world_size} "
             f"processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; choose a multiple of {pieces // shards or 1}."
         )
-    if cfg.TRAIN.ENABLE and files < batch_size:
+    if trains(cfg) and files < batch_size:
         raise UserError(
             f"TRAIN.BATCH_SIZE is {batch_size} over all machines, but there are only {files} training files; "
             f"set it to {files} or less."
@@ -129,4 +136,5 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         world_size=world_size,
         accum_steps=cfg.TRAIN.ACCUM_STEPS,
         views=cfg.AUG.NUM_SAMPLE,
+        trains=trains(cfg),
     )

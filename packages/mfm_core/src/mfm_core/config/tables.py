@@ -13,8 +13,9 @@ NULLABLE: dict[str, type] = {
 """Keys that may be None, and the type of their values otherwise."""
 
 CHOICES: dict[str, tuple] = {
-    "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune"),
+    "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune", "probe", "knn"),
     "DEVICE": ("auto", "cpu", "cuda"),
+    "DATA.TEST_INTERPOLATION": ("bicubic", "bilinear"),
     "AUG.INTERPOLATION": ("bicubic", "bilinear", "random"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),
     "MODEL.MODEL_NAME": ("", "MaskMViT", "MViT"),
@@ -27,12 +28,13 @@ CHOICES: dict[str, tuple] = {
     "AUG.MASK_TYPE": ("", "block", "random"),
     "MFM.CORRUPTION": ("frequency", "sr", "deblur", "denoise"),
     "RESNET.DEPTH": (50, 101, 152),
-    "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
+    "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd", "lars"),
     "SOLVER.LR_POLICY": ("cosine", "constant"),
     "TRAIN.DATASET": ("imagenet", "kinetics"),
     "TEST.DATASET": ("imagenet", "kinetics"),
     "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
     "TRAIN.NONFINITE": ("stop", "skip"),
+    "KNN.FEATURES": ("mean", "mean_raw", "cls", "cls_raw"),
     "DIST.STRATEGY": ("auto", "single", "ddp"),
 }
 """Keys that take one of a few words."""
@@ -104,6 +106,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "KNN.K": (1, _INF),
     "KNN.TEMPERATURE": (1e-6, _INF),
     "KNN.NUM_TRAIN": (0, _INF),
+    "PROBE.LRS": (1e-12, _INF),
+    "PROBE.BATCH_NORM_EPS": (0, 1),
     "DIST.TIMEOUT": (1e-3, _INF),
 }
 """The lowest and the highest value of a number, or of each number in a list."""

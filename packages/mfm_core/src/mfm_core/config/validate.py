@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.load import flatten
-from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, target_of, task_of
+from mfm_core.config.plan import arch_of, corruption_of, method_of, modality_of, target_of, task_of, trains
 from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES
 from mfm_core.errors import UserError
 
@@ -59,14 +59,9 @@ PRETRAIN_ONLY = (
     "MONITOR.NUM_PICTURES",
     "KNN.PERIOD",
 )
-FINETUNE_ONLY = (
-    "MIXUP.ENABLE",
-    "DATA.LABEL_FRACTION",
-    "MODEL.NUM_CLASSES",
-    "MODEL.DROPOUT_RATE",
-    "MVIT.USE_MEAN_POOLING",
-    "MVIT.HEAD_INIT_SCALE",
-)
+FINETUNE_ONLY = ("MIXUP.ENABLE", "MODEL.DROPOUT_RATE", "MVIT.HEAD_INIT_SCALE")
+CLASSIFIER_ONLY = ("DATA.LABEL_FRACTION", "MODEL.NUM_CLASSES", "MVIT.USE_MEAN_POOLING")
+PROBE_ONLY = ("PROBE.LRS", "PROBE.LAYER_NORM", "PROBE.BATCH_NORM", "PROBE.BATCH_NORM_EPS")
 ALREADY_TRUE = {
     # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.
     "DATA.NUM_FRAMES": 1,
@@ -76,17 +71,28 @@ ALREADY_TRUE = {
     "AUG.COLOR_JITTER": None,
     "AUG.RE_PROB": 0.0,
 }
+UNTRAINED = ("MASK", "MFM", "HOG", "MONITOR", "PROBE", "SOLVER", "AUG", "MIXUP", "TRAIN", "BN")
+"""Sections that cannot act where nothing is trained, but for these keys."""
+UNTRAINED_TOO = ("TRAIN.ENABLE", "TRAIN.DATASET", "TRAIN.PRECISION", "TRAIN.MIXED_PRECISION")
 Condition = Callable[[CfgNode], bool]
 IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
     (lambda c: modality_of(c) == "image", "acts in multiscale models only", MULTISCALE_ONLY),
-    (lambda c: task_of(c) == "pretrain", "acts in fine-tuning only", FINETUNE_ONLY),
+    (lambda c: task_of(c) != "finetune", "acts in fine-tuning only", FINETUNE_ONLY),
+    (lambda c: task_of(c) in ("pretrain", "knn"), "acts in fine-tuning and linear probing only", CLASSIFIER_ONLY),
+    (lambda c: task_of(c) != "probe", "acts with TASK probe only", PROBE_ONLY),
+    (lambda c: not c.PROBE.BATCH_NORM, "acts with PROBE.BATCH_NORM only", ("PROBE.BATCH_NORM_EPS",)),
+    (
+        lambda c: task_of(c) == "probe",
+        "has no effect: the encoder is frozen and sees no noise",
+        ("MVIT.DROPPATH_RATE", "MODEL.ACT_CHECKPOINT", "SOLVER.LAYER_DECAY"),
+    ),
     (
         lambda c: task_of(c) == "pretrain",
         "acts in fine-tuning only: MONITOR.PERIOD and KNN.PERIOD say when pre-training evaluates",
         ("TRAIN.EVAL_PERIOD",),
     ),
-    (lambda c: task_of(c) == "finetune", "acts in pre-training only", PRETRAIN_ONLY),
+    (lambda c: task_of(c) != "pretrain", "acts in pre-training only", PRETRAIN_ONLY),
     (
         lambda c: method_of(c) not in ("mae", "mff"),
         "acts in masked autoencoders only",
@@ -116,19 +122,30 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("MIXUP.ALPHA", "MIXUP.CUTMIX_ALPHA", "MIXUP.PROB", "MIXUP.SWITCH_PROB", "MIXUP.LABEL_SMOOTH_VALUE"),
     ),
     (
-        lambda c: c.KNN.PERIOD == 0 or task_of(c) == "finetune",
-        "acts with KNN.PERIOD above 0 in pre-training only",
+        lambda c: c.KNN.PERIOD == 0 and task_of(c) == "pretrain" or task_of(c) in ("finetune", "probe"),
+        "acts with TASK knn, or KNN.PERIOD above 0 in pre-training",
         ("KNN.K", "KNN.TEMPERATURE", "KNN.NUM_TRAIN"),
     ),
+    (lambda c: task_of(c) != "knn", "acts with TASK knn only", ("KNN.FEATURES", "KNN.REUSE_FEATURES")),
     (
         lambda c: c.SOLVER.OPTIMIZING_METHOD == "adamw",
-        "acts with SOLVER.OPTIMIZING_METHOD sgd only",
-        ("SOLVER.MOMENTUM", "SOLVER.DAMPENING", "SOLVER.NESTEROV"),
+        "acts with SOLVER.OPTIMIZING_METHOD sgd and lars only",
+        ("SOLVER.MOMENTUM",),
     ),
     (
-        lambda c: c.SOLVER.OPTIMIZING_METHOD == "sgd",
+        lambda c: c.SOLVER.OPTIMIZING_METHOD != "sgd",
+        "acts with SOLVER.OPTIMIZING_METHOD sgd only",
+        ("SOLVER.DAMPENING", "SOLVER.NESTEROV"),
+    ),
+    (
+        lambda c: c.SOLVER.OPTIMIZING_METHOD != "adamw",
         "acts with SOLVER.OPTIMIZING_METHOD adamw only",
         ("SOLVER.BETAS",),
+    ),
+    (
+        lambda c: c.SOLVER.OPTIMIZING_METHOD != "lars",
+        "acts with SOLVER.OPTIMIZING_METHOD lars only",
+        ("SOLVER.LARS_ADAPT_1D",),
     ),
     (
         lambda c: c.SOLVER.LR_POLICY == "constant",
@@ -146,7 +163,7 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("SOLVER.CLIP_GRAD_L2NORM",),
     ),
     (lambda c: c.TRAIN.PRECISION != "auto", "acts with TRAIN.PRECISION auto only", ("TRAIN.MIXED_PRECISION",)),
-    (lambda c: c.TRAIN.ENABLE, "acts with TRAIN.ENABLE False only", ("TEST.CHECKPOINT_FILE_PATH",)),
+    (trains, "acts with TRAIN.ENABLE False and TASK knn only", ("TEST.CHECKPOINT_FILE_PATH",)),
     (
         lambda c: not c.TRAIN.ENABLE,
         "acts with TRAIN.ENABLE only",
@@ -214,7 +231,7 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_method(cfg: CfgNode) -> Iterator[str]:
-    yield from _refuse_pretraining(cfg) if task_of(cfg) == "pretrain" else _refuse_classifier(cfg)
+    yield from REFUSALS[task_of(cfg)](cfg)
 
 
 TOKENS, WHOLE = ("block", "random"), ("frequency", "sr", "deblur", "denoise")
@@ -263,6 +280,37 @@ def _refuse_classifier(cfg: CfgNode) -> Iterator[str]:
         yield "MIXUP.ENABLE is on, but MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are 0; give one of them, or switch it off."
 
 
+def _refuse_probe(cfg: CfgNode) -> Iterator[str]:
+    lrs = list(cfg.PROBE.LRS)
+    if cfg.MODEL.MODEL_NAME == "MaskMViT":
+        yield "TASK probe needs MODEL.MODEL_NAME MViT."
+    if cfg.MODEL.LOSS_FUNC != "cross_entropy":
+        yield f"MODEL.LOSS_FUNC is '{cfg.MODEL.LOSS_FUNC}'; a linear probe takes cross_entropy."
+    if cfg.TRAIN.EMA_DECAY > 0:
+        yield "TRAIN.EMA_DECAY averages the weights of a whole model; a linear probe has none, set it to 0."
+    if len(set(lrs)) < len(lrs):
+        yield f"PROBE.LRS is {lrs}; each learning rate is probed once."
+    if lrs and cfg.SOLVER.BASE_LR == 0:
+        yield "PROBE.LRS are probed relative to SOLVER.BASE_LR, which is 0; give it one of them."
+    if len(lrs) > 1 and cfg.SOLVER.CLIP_GRAD_L2NORM is not None and cfg.SOLVER.CLIP_GRAD_VAL is None:
+        yield "SOLVER.CLIP_GRAD_L2NORM would tie the learning rates of PROBE.LRS together; set it to None."
+    if cfg.PROBE.BATCH_NORM and cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS // cfg.TRAIN.ACCUM_STEPS < 2:
+        yield "PROBE.BATCH_NORM needs two images or more in a micro-batch; raise TRAIN.BATCH_SIZE."
+
+
+def _refuse_knn(cfg: CfgNode) -> Iterator[str]:
+    if cfg.KNN.FEATURES.startswith("cls") and (arch_of(cfg) != "vit" or not cfg.MVIT.CLS_EMBED_ON):
+        yield f"KNN.FEATURES {cfg.KNN.FEATURES} needs an encoder with a class token; take mean or mean_raw."
+
+
+REFUSALS = {
+    "pretrain": _refuse_pretraining,
+    "finetune": _refuse_classifier,
+    "probe": _refuse_probe,
+    "knn": _refuse_knn,
+}
+
+
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
     if cfg.SOLVER.LR_POLICY == "cosine" and cfg.SOLVER.COSINE_END_LR >= cfg.SOLVER.BASE_LR:
         yield f"SOLVER.COSINE_END_LR {cfg.SOLVER.COSINE_END_LR} is not below SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}."
@@ -276,9 +324,15 @@ def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
 
 
 def _warnings(cfg: CfgNode) -> Iterator[str]:
+    silent = set()
+    if task_of(cfg) == "knn":
+        keys = [key for key, _ in flatten(get_cfg()) if key.split(".")[0] in UNTRAINED and key not in UNTRAINED_TOO]
+        silent = {warning.split()[0] for warning in _name(cfg, tuple(keys), "")}
+        if silent:
+            yield f"{', '.join(sorted(silent))} cannot act: TASK knn trains nothing."
     for holds, why, keys in IDLE:
         if holds(cfg):
-            yield from _name(cfg, keys, why)
+            yield from _name(cfg, tuple(key for key in keys if key not in silent), why)
     if task_of(cfg) == "pretrain" and not cfg.AUG.GEN_MASK_LOADER:
         yield "AUG.GEN_MASK_LOADER False has no effect: masks are always made in the loader."
 

@@ -40,6 +40,13 @@ class RunDescription:
         plan, schedule = self.plan, self.plan.schedule
         rows = [f"  {what:<34}{' x '.join(map(str, shape)):<28}{remark}" for what, shape, remark in self.stages]
         total = (self.state_bytes + self.activation_bytes) / GB
+        if not plan.trains:
+            return [
+                "one batch:",
+                *rows,
+                f"parameters      {self.parameters / 1e6:.2f} M ({self.parameters:,}), none trained",
+                f"compute         {self.macs / 1e9:.2f} GFLOPs per input (multiply-adds)",
+            ]
         return [
             f"one micro-batch on one of {plan.world_size} process(es):",
             *rows,

@@ -8,12 +8,32 @@ from torch import Tensor, nn
 from mfm_core.nn.vit import init_weights, layer_norm
 
 
-class ClassificationHead(nn.Module):
-    """Three read-outs, as PySlowFast has them.
+class ReadOut(nn.Module):
+    """Three ways from tokens to one vector, as PySlowFast has them.
 
     mean_pooling: the mean over the patch tokens, then the norm. Otherwise the norm, then the class token, or the mean
-    where the encoder has none. init_scale multiplies the initial linear layer.
+    where the encoder has none.
     """
+
+    def __init__(self, norm: nn.Module, num_prefix_tokens: int, mean_pooling: bool) -> None:
+        super().__init__()
+        self.num_prefix_tokens, self.mean_pooling = num_prefix_tokens, mean_pooling
+        self.norm = norm
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, prefix + L, D) to (B, D)."""
+        if self.mean_pooling:
+            return self.norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
+        tokens = self.norm(tokens)
+        return tokens[:, 0] if self.num_prefix_tokens else tokens.mean(dim=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """As `features`."""
+        return self.features(tokens)
+
+
+class ClassificationHead(ReadOut):
+    """A read-out, dropout and a linear layer, whose initial values init_scale multiplies."""
 
     def __init__(
         self,
@@ -24,22 +44,13 @@ class ClassificationHead(nn.Module):
         dropout: float = 0.0,
         init_scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.num_prefix_tokens, self.mean_pooling = num_prefix_tokens, mean_pooling
-        self.norm = layer_norm(embed_dim)
+        super().__init__(layer_norm(embed_dim), num_prefix_tokens, mean_pooling)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embed_dim, num_classes)
         init_weights(self)
         with torch.no_grad():
             self.projection.weight.mul_(init_scale)
             self.projection.bias.mul_(init_scale)
-
-    def features(self, tokens: Tensor) -> Tensor:
-        """(B, prefix + L, D) to (B, D), what enters the linear layer."""
-        if self.mean_pooling:
-            return self.norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
-        tokens = self.norm(tokens)
-        return tokens[:, 0] if self.num_prefix_tokens else tokens.mean(dim=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, prefix + L, D) to logits (B, classes)."""

@@ -41,7 +41,11 @@ def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
 def eval_transform(cfg: CfgNode) -> EvalTransform:
     """Resize and centre crop."""
     return EvalTransform(
-        cfg.DATA.TEST_CROP_SIZE, cfg.DATA.MEAN, cfg.DATA.STD, cfg.DATA.IN_VAL_CROP_RATIO, interpolation="bicubic"
+        cfg.DATA.TEST_CROP_SIZE,
+        cfg.DATA.MEAN,
+        cfg.DATA.STD,
+        cfg.DATA.IN_VAL_CROP_RATIO,
+        interpolation=cfg.DATA.TEST_INTERPOLATION,
     )
 
 

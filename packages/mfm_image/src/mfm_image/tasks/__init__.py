@@ -1,1 +1,1 @@
-"""What can be trained on images: pre-training and fine-tuning."""
+"""What can be done with images: pre-training, fine-tuning, linear probing, k-NN."""

@@ -31,7 +31,7 @@ class FinetuneTask:
         self.train_set = train_dataset(cfg, fraction=cfg.DATA.LABEL_FRACTION)
         self.files = len(self.train_set)
         classes = self.train_set.folder.classes
-        _check_classes(cfg, len(classes))
+        check_classes(cfg, len(classes))
         self.model = build_model(cfg)
         self.summary_input = example_input(cfg, self.model.backbone.grid)
         self.val_loader = eval_loader(cfg, eval_dataset(cfg, "val", classes), world)
@@ -95,7 +95,8 @@ def mixup_from_cfg(cfg: CfgNode, world: World) -> Mixup | None:
     )
 
 
-def _check_classes(cfg: CfgNode, classes: int) -> None:
+def check_classes(cfg: CfgNode, classes: int) -> None:
+    """Raises UserError where MODEL.NUM_CLASSES is not the number of class folders."""
     if classes != cfg.MODEL.NUM_CLASSES:
         raise UserError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.DATA.PATH_TO_DATA_DIR}/train has {classes} "
