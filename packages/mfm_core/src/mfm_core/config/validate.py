@@ -67,6 +67,7 @@ ALREADY_TRUE = {
     "DATA.NUM_FRAMES": 1,
     "MVIT.MODE": "conv",
     "MODEL.DROPOUT_RATE": 0.0,
+    "MVIT.DROPPATH_RATE": 0.0,
     "AUG.AA_TYPE": "",
     "AUG.COLOR_JITTER": None,
     "AUG.RE_PROB": 0.0,

@@ -224,7 +224,8 @@ def _newest_checkpoint(folder: Path, plan: RunPlan) -> str:
         raise UserError(
             "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
         )
-    return str(paths[0])
+    # names tell the order of epochs and steps to the plan that made them, which an evaluating task does not know
+    return str(paths[0] if plan.task not in UNTRAINED_TASKS else max(paths, key=lambda path: path.stat().st_mtime_ns))
 
 
 def _plain(node: CfgNode) -> dict:

@@ -6,6 +6,7 @@ so that one learning rate fits encoders whose features differ in scale.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -66,12 +67,10 @@ class ProbeHead(ReadOut):
         super().__init__(norm, num_prefix_tokens, mean_pooling)
         self.batch_norm = nn.Identity() if batch_norm_eps is None else FeatureNorm(embed_dim, batch_norm_eps)
         self.lr_scales = tuple(lr_scales)
-        self.probes = nn.ModuleList(nn.Linear(embed_dim, num_classes) for _ in self.lr_scales)
-        first = self.probes[0]
+        first = nn.Linear(embed_dim, num_classes)
         nn.init.trunc_normal_(first.weight, std=0.01)
         nn.init.zeros_(first.bias)
-        for probe in self.probes[1:]:
-            probe.load_state_dict(first.state_dict())
+        self.probes = nn.ModuleList([first, *(copy.deepcopy(first) for _ in self.lr_scales[1:])])
 
     def features(self, tokens: Tensor) -> Tensor:
         """(B, prefix + L, D) to (B, D) float32."""

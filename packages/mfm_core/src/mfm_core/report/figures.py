@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mfm_core.monitor.settings import TITLES, split_name
 from mfm_core.report.curves import Series, colour, line_chart
 from mfm_core.report.runs import Picture, Run
 from mfm_core.report.tables import section
@@ -57,7 +58,8 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> str:
     tasks = list(dict.fromkeys(run.task for run in runs))
     for task in tasks:
         numbered = [(i, run) for i, run in enumerate(runs) if run.task == task]
-        shown = "".join(_figure(chart, numbered, labels) for chart in CHARTS)
+        own = _setting_charts([run for _, run in numbered])
+        shown = "".join(_figure(chart, numbered, labels) for chart in (*CHARTS, *own))
         others = "".join(_figure(chart, numbered, labels) for chart in _other_charts(run for _, run in numbered))
         body = f'<div class="charts">{shown}</div>' if shown else ""
         if others:
@@ -84,13 +86,28 @@ def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
     return section("Pictures", "".join(parts))
 
 
+def _setting_charts(runs: Sequence[Run]) -> list[Chart]:
+    """A chart for each measure that was logged for several settings (`monitor.settings`), a line for each of them."""
+    lines: dict[tuple[str, str], list[Line]] = {}
+    for name in dict.fromkeys(key for run in runs for key in run.keys("epoch")):
+        parts = split_name(name)
+        if parts and any(len(run.series("epoch", name)) > 1 for run in runs):
+            measure, setting, value = parts
+            lines.setdefault((measure, setting), []).append(Line("epoch", name, f"{setting} {value}"))
+    return [
+        Chart(f"{TITLES.get(measure, measure).capitalize()} by {TITLES.get(setting, setting)}", tuple(of_measure))
+        for (measure, setting), of_measure in lines.items()
+    ]
+
+
 def _other_charts(runs: Iterable[Run]) -> list[Chart]:
     """A chart for each further number that the runs logged."""
     known = {(line.kind, line.key) for chart in CHARTS for line in chart.lines}
     found: dict[tuple[str, str], None] = {}
     for run in runs:
         for kind in ("step", "epoch"):
-            found |= dict.fromkeys((kind, key) for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE)
+            names = (key for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE and not split_name(key))
+            found |= dict.fromkeys((kind, key) for key in names)
     return [Chart(key, (Line(kind, key, key),)) for kind, key in found if (kind, key) not in known][:_MOST_OTHERS]
 
 

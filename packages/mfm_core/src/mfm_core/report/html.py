@@ -41,6 +41,7 @@ def page(runs: Sequence[Run]) -> str:
         _subtitle(runs[0]) if len(runs) == 1 else "",
         numbers,
         tables.warnings(runs, labels),
+        tables.settings(runs, labels),
         figures.curves(runs, labels),
         figures.pictures(runs, labels),
         tables.bad_files(runs),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from mfm_core.monitor.settings import setting_tables, split_name
 from mfm_core.monitor.writers import duration
 from mfm_core.report.curves import colour
 from mfm_core.report.runs import Run, number
@@ -82,6 +83,18 @@ def warnings(runs: Sequence[Run], labels: Sequence[str]) -> str:
         whose = f"<strong>{escape(label)}</strong>: " if len(runs) > 1 else ""
         items += [f"<li>{whose}{escape(text)}</li>" for text in said]
     return f'<div class="warnings"><strong>To note</strong><ul>{"".join(items)}</ul></div>' if items else ""
+
+
+def settings(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """The latest numbers of each run that were measured for several settings: learning rates, numbers of neighbours."""
+    parts = []
+    for run, label in zip(runs, labels):
+        record = next((r for r in reversed(run.epochs) if any(split_name(str(key)) for key in r)), {})
+        for table in setting_tables({str(key): number(value) for key, value in record.items()}):
+            whose = f"<h3>{escape(label)}</h3>" if len(runs) > 1 else ""
+            head = table.head()
+            parts.append(whose + _table(head, table.cells(), figures=range(1, len(head))))
+    return section("By setting", "".join(parts))
 
 
 def bad_files(runs: Sequence[Run]) -> str:
@@ -230,6 +243,7 @@ def _loss(value: float) -> str:
 
 MEASURES = (
     Measure("Top-1, best", _best("top1"), _percent, _best_note("top1"), more_is_better=True),
+    Measure("Best learning rate", _last("best_lr"), lambda value: f"{value:g}", lambda run: "of PROBE.LRS, final"),
     Measure("Top-5, final", _last("top5"), _percent, more_is_better=True),
     Measure("k-NN, best", _best("knn"), _percent, _best_note("knn"), more_is_better=True),
     Measure("Validation loss, final", _last("val_loss"), _loss),
