@@ -18,6 +18,7 @@ from mfm_core.errors import UserError
 KEYS = json.loads((REPOSITORY / "tests" / "recipes" / "pyslowfast_masked_ssl.json").read_text())
 FILES = sorted({name for key in KEYS.values() for name in key["used"]})
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
+PROBE, KNN = (str(CONFIGS / "demo" / f"{name}.yaml") for name in ("probe", "knn"))
 FINETUNE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_FT.yaml")
 MAE = ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "2"]
 MFM = str(CONFIGS / "mfm" / "mfm_pretrain__vit_base__img224__300ep.yaml")
@@ -334,6 +335,32 @@ def test_impossible_combinations_of_fine_tuning(overrides, part):
 
 
 @pytest.mark.parametrize(
+    ("path", "overrides", "part"),
+    [
+        (PROBE, ["MODEL.MODEL_NAME", "MaskMViT"], "MODEL.MODEL_NAME"),
+        (PROBE, ["MODEL.LOSS_FUNC", "soft_cross_entropy"], "MODEL.LOSS_FUNC"),
+        (PROBE, ["TRAIN.EMA_DECAY", "0.9"], "TRAIN.EMA_DECAY"),
+        (PROBE, ["PROBE.LRS", "[0.1, 0.1]"], "PROBE.LRS"),
+        (PROBE, ["SOLVER.BASE_LR", "0.0", "SOLVER.LR_POLICY", "constant"], "SOLVER.BASE_LR"),
+        (PROBE, ["SOLVER.CLIP_GRAD_L2NORM", "1.0"], "SOLVER.CLIP_GRAD_L2NORM"),
+        (PROBE, ["TRAIN.BATCH_SIZE", "8", "TRAIN.ACCUM_STEPS", "8"], "PROBE.BATCH_NORM"),
+        (KNN, ["KNN.FEATURES", "cls", "MVIT.CLS_EMBED_ON", "False"], "KNN.FEATURES"),
+        (KNN, ["KNN.FEATURES", "cls_raw", "MODEL.ARCH", "resnet"], "KNN.FEATURES"),
+    ],
+    ids=lambda p: p[0] if isinstance(p, list) else "",
+)
+def test_impossible_probes(path, overrides, part):
+    assert part in message_of(path, *overrides)
+
+
+def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
+    first, *others = validate(load_config(IMAGE, ["TASK", "knn"]))
+    assert all(key in first for key in ("MASK.PRED_HOG", "SOLVER.BASE_LR", "AUG.MASK_RATIO", "TRAIN.BATCH_SIZE"))
+    assert not any(word in first for word in ("TRAIN.ENABLE", "TRAIN.DATASET", "KNN."))
+    assert not any(key in other for key in ("MASK.", "SOLVER.", "AUG.") for other in others), others
+
+
+@pytest.mark.parametrize(
     ("path", "overrides"),
     [
         (IMAGE, ["DATA.SAMPLING_RATE", "4"]),
@@ -392,6 +419,19 @@ def test_impossible_combinations_of_fine_tuning(overrides, part):
         (FINETUNE, ["AUG.RE_PROB", "0.5", "AUG.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR", "1e-5", "SOLVER.LR_POLICY", "constant"]),
+        (FINETUNE, ["PROBE.LRS", "[0.1]"]),
+        (FINETUNE, ["KNN.FEATURES", "cls"]),
+        (FINETUNE, ["SOLVER.LARS_ADAPT_1D", "True"]),
+        (IMAGE, ["PROBE.LAYER_NORM", "False"]),
+        (PROBE, ["SOLVER.LAYER_DECAY", "0.75"]),
+        (PROBE, ["MVIT.DROPPATH_RATE", "0.2"]),
+        (PROBE, ["MIXUP.ENABLE", "True"]),
+        (PROBE, ["MODEL.DROPOUT_RATE", "0.2"]),
+        (PROBE, ["KNN.K", "[5]"]),
+        (PROBE, ["PROBE.BATCH_NORM_EPS", "1e-5", "PROBE.BATCH_NORM", "False"]),
+        (PROBE, ["SOLVER.DAMPENING", "0.1", "SOLVER.OPTIMIZING_METHOD", "lars"]),
+        (KNN, ["DATA.LABEL_FRACTION", "0.5"]),
+        (KNN, ["MVIT.USE_MEAN_POOLING", "True"]),
         (FINETUNE, ["SOLVER.BETAS", "(0.9, 0.95)", "SOLVER.OPTIMIZING_METHOD", "sgd"]),
         (FINETUNE, ["SOLVER.LR_REFERENCE_SCALES", "all"]),
         (FINETUNE, ["SOLVER.WARMUP_TO_BASE_LR", "True"]),

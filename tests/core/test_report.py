@@ -226,14 +226,14 @@ def test_several_runs_are_compared(tmp_path):
     assert "Curves: pretrain" in tasks and "Curves: finetune" in tasks
 
 
-def test_numbered_measures_share_a_chart(tmp_path):
-    """MFF's fusion weights: one chart with a line for each, open and not under "More"; one for each run."""
+def test_measures_of_several_settings_share_a_chart(tmp_path):
+    """MFF's fusion weights: one chart with a line for each, open and not under "More"; also for several runs."""
     weights = [
         write_log(
             tmp_path / name,
             start(name),
             *(
-                step(n, 1.0, fusion_weight_0=0.1 + n / 100, fusion_weight_1=0.9 - n / 100, alone_3=5.0)
+                step(n, 1.0, **{f"fusion_weight/layer_{i}": i + n / 100 for i in (0, 1)}, alone_3=5.0)
                 for n in (1, 2, 3)
             ),
         )
@@ -243,10 +243,10 @@ def test_numbered_measures_share_a_chart(tmp_path):
     shown, more = text.split("<summary>More</summary>")
     assert shown.count("<h3>Fusion weight") == 1 and "fusion_weight" not in more and "<h3>alone_3" in more
     figure = shown[shown.index("<h3>Fusion weight") :].split("</figure>")[0]
-    assert figure.count("<li>") == 2 and "fusion_weight_0" in figure and "fusion_weight_1" in figure
+    assert figure.count("<li>") == 2 and "layer 0" in figure and "layer 1" in figure
     assert "var(--line-0, " in figure and "var(--line-1, " in figure
     both = report_of(*weights)
-    assert both.count("<h3>Fusion weight") == 2
+    assert both.count("<h3>Fusion weight") == 1
 
 
 def test_same_names_are_told_apart(tmp_path):
@@ -338,20 +338,3 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert json.loads((folder / "log.jsonl").read_text().splitlines()[0])["name"] in (tmp_path / "r.html").read_text()
-
-
-def test_accuracy_by_resize_size_is_a_table(tmp_path):
-    """One row per size, in order, of all runs; and no chart of these."""
-    for name, values in (("a", {"top1_at_236": 78.796, "top1_at_40": 50.0, "top5_at_40": 60.0}), ("b", {})):
-        with JsonLines(tmp_path / name / "log.jsonl") as log:
-            log.write({"kind": "run", "name": name})
-            log.write({"kind": "epoch", "epoch": 1, "step": 3, "top1": 50.0, **values})
-    write_report([tmp_path / "a"], tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    table = page[page.index("Accuracy by resize size") :]
-    assert table.index("40 px") < table.index("50.00 %") < table.index("60.00 %") < table.index("236 px")
-    assert table.index("236 px") < table.index("78.80 %") and "top1_at_40" not in page
-    write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
-    assert "a, top-1" in (tmp_path / "both.html").read_text()
-    write_report([tmp_path / "b"], tmp_path / "plain.html")
-    assert "resize size" not in (tmp_path / "plain.html").read_text()

@@ -31,7 +31,7 @@ def test_run(method, photo_folder, tmp_path):
     steps = lines(tmp_path, "step")
     assert state["step"] == len(steps) == 6 and lines(tmp_path, "end")[-1]["status"] == "finished"
     assert "val_loss" in lines(tmp_path, "epoch")[-1]
-    weights = [[value for key, value in step.items() if key.startswith("fusion_weight_")] for step in steps]
+    weights = [[value for key, value in step.items() if key.startswith("fusion_weight/")] for step in steps]
     report = (tmp_path / "report.html").read_text()
     if method == "mff":
         assert all(len(pair) == 2 and sum(pair) == pytest.approx(1, abs=1e-5) for pair in weights)

@@ -89,7 +89,7 @@ def test_fusion(folder):
     close = {k: case["tolerance"][k] for k in ("rtol", "atol")}
     model = load(build_model(config_of(case["config"]["model"])), folder / "weights.pth", MMPRETRAIN)
     logged = model.metrics()
-    assert list(logged) == [f"fusion_weight_{i}" for i in range(len(model.depths))]
+    assert list(logged) == [f"fusion_weight/layer_{i}" for i in range(len(model.depths))]
     torch.testing.assert_close(torch.stack(list(logged.values())), io["out_fusion_weights"], **close)
     keep = io["out_ids_restore"].argsort(dim=1)[:, : model.num_visible]
     features = encoded(model, io["in_image"], keep)

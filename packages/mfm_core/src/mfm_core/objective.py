@@ -1,4 +1,4 @@
-"""The models that are trained: three ways to predict what is hidden, and classification.
+"""The models: three ways to predict what is hidden, classification, and probes of a frozen encoder.
 
 Here mask, corruption, backbone, head, target and loss are put in a row, and nowhere else.
 """
@@ -10,11 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mfm_core.heads.probe import ProbeHead
 from mfm_core.interfaces import Backbone, Loss, PretrainOutput, Target
 
 
 class EncoderModel(nn.Module):
     """A backbone and what stands on it; answers for its parameter groups by name."""
+
+    optional: frozenset[str] = frozenset()
+    """Tensors that a checkpoint may lack where this model is tested."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -30,6 +34,10 @@ class EncoderModel(nn.Module):
     def num_layers(self) -> int:
         """The layer of the head."""
         return self.backbone.num_layers
+
+    def lr_scale(self, name: str) -> float:
+        """What multiplies the learning rate of a parameter, beside layer decay."""
+        return 1.0
 
     def no_weight_decay(self) -> set[str]:
         """The names of class token and positions."""
@@ -165,3 +173,60 @@ class Classifier(EncoderModel):
     def encode(self, images: Tensor) -> Tensor:
         """The last layer's tokens, (B, prefix + L, D)."""
         return self.backbone.tokens(images)
+
+
+class FrozenEncoder(EncoderModel):
+    """A backbone whose features are read and nothing is trained (k-NN).
+
+    head: last layer's tokens -> (B, D); None for the backbone's own read-out.
+    """
+
+    optional = frozenset({"head.norm.weight", "head.norm.bias"})
+
+    def __init__(self, backbone: Backbone, head: nn.Module | None = None) -> None:
+        super().__init__(backbone)
+        self.reads_tokens = head is not None
+        self.head = head if head is not None else nn.Identity()
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, *size) to features (B, D)."""
+        read = self.backbone.tokens if self.reads_tokens else self.backbone.features
+        return self.head(read(images).float())
+
+    def features(self, images: Tensor) -> Tensor:
+        """What `forward` gives."""
+        return self(images)
+
+
+class LinearProbe(EncoderModel):
+    """A frozen backbone and linear classifiers on its features, which alone are trained.
+
+    The backbone and its norm stay in evaluation mode: what a ResNet's BatchNorm has learned is kept, and drop path
+    is off. head: a `ProbeHead`.
+    """
+
+    def __init__(self, backbone: Backbone, head: ProbeHead) -> None:
+        super().__init__(backbone)
+        self.head = head
+        self.backbone.requires_grad_(False)
+        self.head.norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """Training mode reaches the head's BatchNorm only."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, *size) to logits (heads, B, classes), float32."""
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head reads, (B, D), without gradient."""
+        with torch.no_grad():
+            return self.head.features(self.backbone.tokens(images))
+
+    def lr_scale(self, name: str) -> float:
+        """The scale of the linear classifier that a parameter belongs to."""
+        return self.head.lr_scale(name.removeprefix("head."))

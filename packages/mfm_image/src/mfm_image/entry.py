@@ -12,16 +12,19 @@ from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.run import run
+from mfm_core.interfaces import Task
 from mfm_core.parallel.world import World, choose_device
 from mfm_image.data.build import data_root, eval_transform, train_transform
 from mfm_image.data.doctor import check_folder
 from mfm_image.data.folder import ImageFolder
 from mfm_image.models import build_model, example_input
 from mfm_image.tasks.finetune import FinetuneTask
+from mfm_image.tasks.knn import KnnTask
 from mfm_image.tasks.pretrain import PretrainTask
+from mfm_image.tasks.probe import ProbeTask
 from mfm_image.tasks.visualise import visualise
 
-TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask}
+TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask, "probe": ProbeTask, "knn": KnnTask}
 
 
 def main(cfg: CfgNode) -> int:
@@ -38,7 +41,7 @@ COMMANDS = {"visualise": visualise}
 """TASK -> what does it, where that is not training a model."""
 
 
-def _build_task(cfg: CfgNode, world: World, precision: str) -> PretrainTask | FinetuneTask:
+def _build_task(cfg: CfgNode, world: World, precision: str) -> Task:
     return TASKS[task_of(cfg)](cfg, world, precision)
 
 
@@ -48,7 +51,7 @@ def dry_run(cfg: CfgNode) -> list[str]:
     world_size = max(1, cfg.NUM_GPUS) * cfg.NUM_SHARDS
     folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
     if cfg.DATA.PATH_TO_DATA_DIR and folder.is_dir():
-        fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) == "finetune" else 1.0
+        fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) in ("finetune", "probe") else 1.0
         files, note = len(ImageFolder(folder, "train", fraction=fraction)), f"data: {folder}"
     else:
         files, note = IMAGENET_TRAIN_IMAGES, "data: no folder given or found; ImageNet-1k's file count is assumed"

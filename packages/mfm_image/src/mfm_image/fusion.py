@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mfm_core.monitor.settings import setting_name
 from mfm_core.nn.init import init_autoencoder
 
 
@@ -38,4 +39,4 @@ class LayerFusion(nn.Module):
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
         """The weights, for the log."""
-        return {f"fusion_weight_{i}": weight for i, weight in enumerate(self.weights().flatten())}
+        return {setting_name("fusion_weight", "layer", i): weight for i, weight in enumerate(self.weights().flatten())}

@@ -1,15 +1,18 @@
-"""Builds the model of a run from the configuration: a pre-training method's, or the classifier."""
+"""Builds the model of a run from the configuration: a pre-training method's, a classifier, or a frozen encoder's."""
 
 from __future__ import annotations
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfm_core.config import method_of, task_of
-from mfm_core.heads.classification import ClassificationHead
+from mfm_core.config.plan import arch_of
+from mfm_core.heads.classification import ClassificationHead, ReadOut
+from mfm_core.heads.probe import ProbeHead
 from mfm_core.interfaces import Grid
-from mfm_core.objective import Classifier, EncoderModel
+from mfm_core.nn.vit import layer_norm
+from mfm_core.objective import Classifier, EncoderModel, FrozenEncoder, LinearProbe, Pretraining
 from mfm_image.methods import mae, maskfeat, mff, mfm  # noqa: F401  importing a method registers it
 from mfm_image.methods.parts import METHODS, backbone_from_cfg, masks_from_cfg
 
@@ -32,9 +35,47 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
     return Classifier(backbone, head)
 
 
+def pretraining_from_cfg(cfg: CfgNode) -> Pretraining:
+    """The model of the pre-training method."""
+    return METHODS.get(method_of(cfg))(cfg)
+
+
+def probe_from_cfg(cfg: CfgNode) -> LinearProbe:
+    """A frozen encoder and a linear layer for each learning rate of PROBE.LRS."""
+    backbone = backbone_from_cfg(cfg)
+    normalised = cfg.PROBE.LAYER_NORM and arch_of(cfg) == "vit"
+    head = ProbeHead(
+        backbone.embed_dim,
+        cfg.MODEL.NUM_CLASSES,
+        backbone.num_prefix_tokens,
+        mean_pooling=cfg.MVIT.USE_MEAN_POOLING,
+        norm=layer_norm(backbone.embed_dim) if normalised else nn.Identity(),
+        batch_norm_eps=cfg.PROBE.BATCH_NORM_EPS if cfg.PROBE.BATCH_NORM else None,
+        lr_scales=[lr / cfg.SOLVER.BASE_LR for lr in cfg.PROBE.LRS] or [1.0],
+    )
+    return LinearProbe(backbone, head)
+
+
+def encoder_from_cfg(cfg: CfgNode) -> FrozenEncoder:
+    """A frozen encoder with the read-out of KNN.FEATURES."""
+    backbone = backbone_from_cfg(cfg)
+    if cfg.KNN.FEATURES == "mean":
+        return FrozenEncoder(backbone)
+    norm = layer_norm(backbone.embed_dim) if cfg.KNN.FEATURES == "cls" else nn.Identity()
+    return FrozenEncoder(backbone, ReadOut(norm, backbone.num_prefix_tokens, cfg.KNN.FEATURES == "mean_raw"))
+
+
+MODELS = {
+    "pretrain": pretraining_from_cfg,
+    "finetune": classifier_from_cfg,
+    "probe": probe_from_cfg,
+    "knn": encoder_from_cfg,
+}
+
+
 def build_model(cfg: CfgNode) -> EncoderModel:
-    """The model that the configuration's task trains, on the current default device."""
-    return METHODS.get(method_of(cfg))(cfg) if task_of(cfg) == "pretrain" else classifier_from_cfg(cfg)
+    """The model of the configuration's task, on the current default device."""
+    return MODELS[task_of(cfg)](cfg)
 
 
 def example_input(cfg: CfgNode, grid: Grid) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode as CN
 
 _C = CN()
 
-# pretrain | finetune; PySlowFast's ssl and ssl_eval mean the same. "" lets MODEL.MODEL_NAME decide.
+# pretrain | finetune (PySlowFast's ssl and ssl_eval mean the same) | probe | knn. "" lets MODEL.MODEL_NAME decide.
 # visualise (ours) draws pictures with the model that the other keys describe, see PICTURE.
 _C.TASK = ""
 # Everything a run writes goes under this folder.
@@ -53,6 +53,8 @@ _C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
 _C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = []
 # ours: a random crop that does not fit is clamped to the image (MAE's linear probe), not drawn again up to ten times.
 _C.DATA.TRAIN_CROP_CLAMP = False
+# ours: how evaluation resizes, bicubic | bilinear.
+_C.DATA.TEST_INTERPOLATION = "bicubic"
 # Flip half of the training images.
 _C.DATA.RANDOM_FLIP = True
 # ours: share of each class's training labels used, for fine-tuning with few labels.
@@ -289,7 +291,7 @@ _C.BN.NUM_BATCHES_PRECISE = 200
 
 # ---------------------------------------------------------------- optimisation
 _C.SOLVER = CN()
-# adamw | sgd
+# adamw | sgd | lars (ours)
 _C.SOLVER.OPTIMIZING_METHOD = "sgd"
 _C.SOLVER.BASE_LR = 0.1
 # Multiply base, end and warm-up start learning rate by NUM_SHARDS.
@@ -321,6 +323,8 @@ _C.SOLVER.BETAS = (0.9, 0.999)
 _C.SOLVER.MOMENTUM = 0.9
 _C.SOLVER.DAMPENING = 0.0
 _C.SOLVER.NESTEROV = True
+# ours: LARS adapts the steps of biases and gains, too (mmpretrain); otherwise they take plain momentum SGD (MAE).
+_C.SOLVER.LARS_ADAPT_1D = False
 _C.SOLVER.WEIGHT_DECAY = 1e-4
 # No weight decay on 1-D parameters (norms and biases).
 _C.SOLVER.ZERO_WD_1D_PARAM = False
@@ -370,11 +374,11 @@ _C.TRAIN.NONFINITE = "stop"
 _C.TRAIN.STOP_STEP = 0
 
 _C.TEST = CN()
-# Evaluate on the validation images where TRAIN.ENABLE is off.
+# Evaluate on the validation images where TRAIN.ENABLE is off; TASK knn does nothing else.
 _C.TEST.ENABLE = True
 _C.TEST.DATASET = "kinetics"
 _C.TEST.BATCH_SIZE = 8
-# Weights to test where TRAIN.ENABLE is off.
+# Weights to test where nothing is trained; "" is the newest checkpoint in OUTPUT_DIR.
 _C.TEST.CHECKPOINT_FILE_PATH = ""
 # ours: short sides, in pixels, that evaluation resizes images to before the crop; [] follows IN_VAL_CROP_RATIO. The
 # first counts; with several, accuracy at each is listed after the last epoch and when testing.
@@ -401,6 +405,22 @@ _C.KNN.K = [20]
 _C.KNN.TEMPERATURE = 0.07
 # K is a list, one accuracy each. Training images used as neighbours, drawn evenly over the classes; 0 is all.
 _C.KNN.NUM_TRAIN = 0
+# TASK knn reads: mean (of the patch tokens, each normalised) | mean_raw (as they are) | cls (the class token after the
+# checkpoint's final norm) | cls_raw (as it is).
+_C.KNN.FEATURES = "mean"
+# TASK knn reloads OUTPUT_DIR's saved features where they are of the same weights, model and files.
+_C.KNN.REUSE_FEATURES = True
+
+# ours: linear probing, TASK probe. MVIT.USE_MEAN_POOLING chooses what it reads, mean over the tokens or class token.
+_C.PROBE = CN()
+# Learning rates that are probed in one pass, a linear layer each; [] is SOLVER.BASE_LR alone. Warm-up start and end of
+# the schedule scale with them, as SOLVER.WARMUP_START_LR and COSINE_END_LR do with SOLVER.BASE_LR.
+_C.PROBE.LRS = []
+# A ViT's read-out has a LayerNorm: the pre-trained one for the class token, otherwise one without effect of its own.
+_C.PROBE.LAYER_NORM = True
+# BatchNorm without affine between the frozen features and the linear layer, and its epsilon.
+_C.PROBE.BATCH_NORM = True
+_C.PROBE.BATCH_NORM_EPS = 1e-6
 
 # ours: what TASK visualise draws, with the weights of TEST.CHECKPOINT_FILE_PATH or OUTPUT_DIR's newest checkpoint.
 _C.PICTURE = CN()

@@ -10,6 +10,8 @@ from mfm_core.errors import UserError
 from mfm_core.optim.schedule import LRSchedule
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
+UNTRAINED_TASKS = ("knn",)
+"""Tasks that only look at what others have trained."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class RunPlan:
 
     files: training files. batch_size: files per optimizer step, over all processes. views: training samples made of
     each file. accum_steps: micro-batches that a process cuts its share into. lr_lag_steps: steps by which the
-    learning rate runs late.
+    learning rate runs late. trains: whether there is training.
     """
 
     task: str
@@ -30,6 +32,7 @@ class RunPlan:
     accum_steps: int
     views: int
     lr_lag_steps: int = 0
+    trains: bool = True
 
     @property
     def epochs(self) -> int:
@@ -59,13 +62,17 @@ class RunPlan:
 
 
 def task_of(cfg: CfgNode) -> str:
-    """pretrain or finetune: what the run does, or what the model is for that TASK visualise looks at."""
+    """pretrain, finetune, probe or knn: what the run does, or what the model is for that TASK visualise looks at."""
     if cfg.TASK == "visualise" and not cfg.MODEL.MODEL_NAME:
         return "pretrain" if cfg.MASK.ENABLE else "finetune"
-    names = {"ssl": "pretrain", "ssl_eval": "finetune", "pretrain": "pretrain", "finetune": "finetune"}
-    if cfg.TASK in names:
-        return names[cfg.TASK]
+    if cfg.TASK and cfg.TASK != "visualise":
+        return {"ssl": "pretrain", "ssl_eval": "finetune"}.get(cfg.TASK, cfg.TASK)
     return "pretrain" if cfg.MODEL.MODEL_NAME == "MaskMViT" else "finetune"
+
+
+def trains(cfg: CfgNode) -> bool:
+    """Whether the run trains: TRAIN.ENABLE, and a task that has something to train."""
+    return cfg.TRAIN.ENABLE and cfg.TASK not in UNTRAINED_TASKS
 
 
 def pictures_of(cfg: CfgNode) -> list[str]:
@@ -134,12 +141,12 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
     shards = num_shards or cfg.NUM_SHARDS
     batch_size = cfg.TRAIN.BATCH_SIZE * shards
     pieces = world_size * cfg.TRAIN.ACCUM_STEPS
-    if cfg.TRAIN.ENABLE and batch_size % pieces:
+    if trains(cfg) and batch_size % pieces:
         raise UserError(
             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} (times {shards} machines) cannot be divided over {world_size} "
             f"processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; choose a multiple of {pieces // shards or 1}."
         )
-    if cfg.TRAIN.ENABLE and files < batch_size:
+    if trains(cfg) and files < batch_size:
         raise UserError(
             f"TRAIN.BATCH_SIZE is {batch_size} over all machines, but there are only {files} training files; "
             f"set it to {files} or less."
@@ -154,4 +161,5 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         accum_steps=cfg.TRAIN.ACCUM_STEPS,
         views=cfg.AUG.NUM_SAMPLE,
         lr_lag_steps=cfg.SOLVER.LR_LAG_STEPS,
+        trains=trains(cfg),
     )

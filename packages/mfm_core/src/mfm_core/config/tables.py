@@ -13,8 +13,9 @@ NULLABLE: dict[str, type] = {
 """Keys that may be None, and the type of their values otherwise."""
 
 CHOICES: dict[str, tuple] = {
-    "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune", "visualise"),
+    "TASK": ("", "ssl", "ssl_eval", "pretrain", "finetune", "probe", "knn", "visualise"),
     "DEVICE": ("auto", "cpu", "cuda"),
+    "DATA.TEST_INTERPOLATION": ("bicubic", "bilinear"),
     "AUG.INTERPOLATION": ("bicubic", "bilinear", "random"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),
     "MODEL.MODEL_NAME": ("", "MaskMViT", "MViT"),
@@ -37,7 +38,7 @@ CHOICES: dict[str, tuple] = {
     "MFM.FILTER": ("clamped", "magnitude"),
     "MFM.LOSS_REDUCTION": ("", "masked", "normal", "sample"),
     "RESNET.DEPTH": (50, 101, 152),
-    "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
+    "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd", "lars"),
     "SOLVER.LR_POLICY": ("cosine", "constant"),
     "SOLVER.LR_REFERENCE_SCALES": ("base", "all"),
     "TRAIN.DATASET": ("imagenet", "kinetics"),
@@ -45,6 +46,7 @@ CHOICES: dict[str, tuple] = {
     "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
     "TRAIN.NONFINITE": ("stop", "skip"),
     "PICTURE.HEAD_FUSION": ("mean", "max", "min"),
+    "KNN.FEATURES": ("mean", "mean_raw", "cls", "cls_raw"),
     "DIST.STRATEGY": ("auto", "single", "ddp"),
 }
 """Keys that take one of a few words."""
@@ -154,6 +156,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "PICTURE.LAYER": (-1, _INF),
     "PICTURE.CLASS": (-1, _INF),
     "PICTURE.NUM_NEIGHBOURS": (1, _INF),
+    "PROBE.LRS": (1e-12, _INF),
+    "PROBE.BATCH_NORM_EPS": (0, 1),
     "DIST.TIMEOUT": (1e-3, _INF),
 }
 """The lowest and the highest value of a number, or of each number in a list."""

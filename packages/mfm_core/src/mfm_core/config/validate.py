@@ -20,6 +20,7 @@ from mfm_core.config.plan import (
     schedule_of,
     target_of,
     task_of,
+    trains,
 )
 from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES, WEIGHTED
 from mfm_core.errors import UserError
@@ -91,24 +92,26 @@ MFM_ONLY = {
 FINETUNE_ONLY = (
     "MIXUP.ENABLE",
     "MIXUP.LABEL_SMOOTH_ALWAYS",
-    "DATA.LABEL_FRACTION",
-    "MODEL.NUM_CLASSES",
     "MODEL.DROPOUT_RATE",
-    "MVIT.USE_MEAN_POOLING",
     "MVIT.HEAD_INIT_SCALE",
-    "MVIT.FRESH_NORM",
     "MVIT.HEAD_INIT_STD",
     "MVIT.HEAD_INIT_BIAS",
 )
+CLASSIFIER_ONLY = ("DATA.LABEL_FRACTION", "MODEL.NUM_CLASSES", "MVIT.USE_MEAN_POOLING", "MVIT.FRESH_NORM")
+PROBE_ONLY = ("PROBE.LRS", "PROBE.LAYER_NORM", "PROBE.BATCH_NORM", "PROBE.BATCH_NORM_EPS")
 ALREADY_TRUE = {
     # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.
     "DATA.NUM_FRAMES": 1,
     "MVIT.MODE": "conv",
     "MODEL.DROPOUT_RATE": 0.0,
+    "MVIT.DROPPATH_RATE": 0.0,
     "AUG.AA_TYPE": "",
     "AUG.COLOR_JITTER": None,
     "AUG.RE_PROB": 0.0,
 }
+UNTRAINED = ("MASK", "MFM", "HOG", "MONITOR", "PROBE", "SOLVER", "AUG", "MIXUP", "TRAIN", "BN")
+"""Sections that cannot act where nothing is trained, but for these keys."""
+UNTRAINED_TOO = ("TRAIN.ENABLE", "TRAIN.DATASET", "TRAIN.PRECISION", "TRAIN.MIXED_PRECISION")
 Condition = Callable[[CfgNode], bool]
 
 
@@ -122,13 +125,21 @@ def _reports_attention(cfg: CfgNode) -> bool:
 IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
     (lambda c: modality_of(c) == "image", "acts in multiscale models only", MULTISCALE_ONLY),
-    (lambda c: task_of(c) == "pretrain", "acts in fine-tuning only", FINETUNE_ONLY),
+    (lambda c: task_of(c) != "finetune", "acts in fine-tuning only", FINETUNE_ONLY),
+    (lambda c: task_of(c) in ("pretrain", "knn"), "acts in fine-tuning and linear probing only", CLASSIFIER_ONLY),
+    (lambda c: task_of(c) != "probe", "acts with TASK probe only", PROBE_ONLY),
+    (lambda c: not c.PROBE.BATCH_NORM, "acts with PROBE.BATCH_NORM only", ("PROBE.BATCH_NORM_EPS",)),
+    (
+        lambda c: task_of(c) == "probe",
+        "has no effect: the encoder is frozen and sees no noise",
+        ("MVIT.DROPPATH_RATE", "MODEL.ACT_CHECKPOINT", "SOLVER.LAYER_DECAY"),
+    ),
     (
         lambda c: task_of(c) == "pretrain",
         "acts in fine-tuning only: MONITOR.PERIOD and KNN.PERIOD say when pre-training evaluates",
         ("TRAIN.EVAL_PERIOD",),
     ),
-    (lambda c: task_of(c) == "finetune", "acts in pre-training only", PRETRAIN_ONLY),
+    (lambda c: task_of(c) != "pretrain", "acts in pre-training only", PRETRAIN_ONLY),
     (
         lambda c: method_of(c) not in ("mae", "mff"),
         "acts in masked autoencoders only",
@@ -249,14 +260,22 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("MIXUP.LABEL_SMOOTH_VALUE", "MIXUP.LABEL_SMOOTH_OVER"),
     ),
     (
-        lambda c: c.KNN.PERIOD == 0 or task_of(c) == "finetune",
-        "acts with KNN.PERIOD above 0 in pre-training only",
+        lambda c: c.KNN.PERIOD == 0 and task_of(c) == "pretrain" or task_of(c) in ("finetune", "probe"),
+        "acts with TASK knn, or KNN.PERIOD above 0 in pre-training",
         ("KNN.K", "KNN.TEMPERATURE"),
     ),
     (
-        lambda c: (c.KNN.PERIOD == 0 or task_of(c) == "finetune") and "neighbours" not in pictures_of(c),
+        lambda c: (
+            (c.KNN.PERIOD == 0 and task_of(c) == "pretrain" or task_of(c) in ("finetune", "probe"))
+            and "neighbours" not in pictures_of(c)
+        ),
+        "acts with TASK knn, KNN.PERIOD above 0 in pre-training, and in pictures of neighbours only",
+        ("KNN.NUM_TRAIN",),
+    ),
+    (
+        lambda c: (c.KNN.PERIOD == 0 or task_of(c) != "pretrain") and "neighbours" not in pictures_of(c),
         "acts with KNN.PERIOD above 0 in pre-training and in pictures of neighbours only",
-        ("KNN.NUM_TRAIN", "PICTURE.NUM_NEIGHBOURS"),
+        ("PICTURE.NUM_NEIGHBOURS",),
     ),
     (
         lambda c: task_of(c) == "finetune" and arch_of(c) != "vit",
@@ -284,15 +303,26 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         "acts in pictures of kind attention and gradient only",
         ("PICTURE.DISCARD_RATIO", "PICTURE.LAYER"),
     ),
+    (lambda c: task_of(c) != "knn", "acts with TASK knn only", ("KNN.FEATURES", "KNN.REUSE_FEATURES")),
     (
         lambda c: c.SOLVER.OPTIMIZING_METHOD == "adamw",
-        "acts with SOLVER.OPTIMIZING_METHOD sgd only",
-        ("SOLVER.MOMENTUM", "SOLVER.DAMPENING", "SOLVER.NESTEROV"),
+        "acts with SOLVER.OPTIMIZING_METHOD sgd and lars only",
+        ("SOLVER.MOMENTUM",),
     ),
     (
-        lambda c: c.SOLVER.OPTIMIZING_METHOD == "sgd",
+        lambda c: c.SOLVER.OPTIMIZING_METHOD != "sgd",
+        "acts with SOLVER.OPTIMIZING_METHOD sgd only",
+        ("SOLVER.DAMPENING", "SOLVER.NESTEROV"),
+    ),
+    (
+        lambda c: c.SOLVER.OPTIMIZING_METHOD != "adamw",
         "acts with SOLVER.OPTIMIZING_METHOD adamw only",
         ("SOLVER.BETAS",),
+    ),
+    (
+        lambda c: c.SOLVER.OPTIMIZING_METHOD != "lars",
+        "acts with SOLVER.OPTIMIZING_METHOD lars only",
+        ("SOLVER.LARS_ADAPT_1D",),
     ),
     (
         lambda c: c.SOLVER.LR_POLICY == "constant",
@@ -337,8 +367,8 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     ),
     (lambda c: c.TRAIN.PRECISION != "auto", "acts with TRAIN.PRECISION auto only", ("TRAIN.MIXED_PRECISION",)),
     (
-        lambda c: c.TRAIN.ENABLE and c.TASK != "visualise",
-        "acts with TRAIN.ENABLE False or TASK visualise only",
+        trains,
+        "acts where nothing is trained only: TRAIN.ENABLE False, TASK knn and TASK visualise",
         ("TEST.CHECKPOINT_FILE_PATH",),
     ),
     (
@@ -420,7 +450,7 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_method(cfg: CfgNode) -> Iterator[str]:
-    yield from _refuse_pretraining(cfg) if task_of(cfg) == "pretrain" else _refuse_classifier(cfg)
+    yield from REFUSALS[task_of(cfg)](cfg)
 
 
 TOKENS, WHOLE = ("block", "random"), ("frequency", "sr", "deblur", "denoise")
@@ -518,6 +548,37 @@ def _refuse_pictures(cfg: CfgNode) -> Iterator[str]:
         yield f"PICTURE.CLASS is {cfg.PICTURE.CLASS}, but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}; counted from 0."
 
 
+def _refuse_probe(cfg: CfgNode) -> Iterator[str]:
+    lrs = list(cfg.PROBE.LRS)
+    if cfg.MODEL.MODEL_NAME == "MaskMViT":
+        yield "TASK probe needs MODEL.MODEL_NAME MViT."
+    if cfg.MODEL.LOSS_FUNC != "cross_entropy":
+        yield f"MODEL.LOSS_FUNC is '{cfg.MODEL.LOSS_FUNC}'; a linear probe takes cross_entropy."
+    if cfg.TRAIN.EMA_DECAY > 0:
+        yield "TRAIN.EMA_DECAY averages the weights of a whole model; a linear probe has none, set it to 0."
+    if len(set(lrs)) < len(lrs):
+        yield f"PROBE.LRS is {lrs}; each learning rate is probed once."
+    if lrs and cfg.SOLVER.BASE_LR == 0:
+        yield "PROBE.LRS are probed relative to SOLVER.BASE_LR, which is 0; give it one of them."
+    if len(lrs) > 1 and cfg.SOLVER.CLIP_GRAD_L2NORM is not None and cfg.SOLVER.CLIP_GRAD_VAL is None:
+        yield "SOLVER.CLIP_GRAD_L2NORM would tie the learning rates of PROBE.LRS together; set it to None."
+    if cfg.PROBE.BATCH_NORM and cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS // cfg.TRAIN.ACCUM_STEPS < 2:
+        yield "PROBE.BATCH_NORM needs two images or more in a micro-batch; raise TRAIN.BATCH_SIZE."
+
+
+def _refuse_knn(cfg: CfgNode) -> Iterator[str]:
+    if cfg.KNN.FEATURES.startswith("cls") and (arch_of(cfg) != "vit" or not cfg.MVIT.CLS_EMBED_ON):
+        yield f"KNN.FEATURES {cfg.KNN.FEATURES} needs an encoder with a class token; take mean or mean_raw."
+
+
+REFUSALS = {
+    "pretrain": _refuse_pretraining,
+    "finetune": _refuse_classifier,
+    "probe": _refuse_probe,
+    "knn": _refuse_knn,
+}
+
+
 def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
     if cfg.SOLVER.LR_REFERENCE_BATCH > 0 and cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS:
         yield (
@@ -540,9 +601,15 @@ def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
 
 
 def _warnings(cfg: CfgNode) -> Iterator[str]:
+    silent = set()
+    if task_of(cfg) == "knn":
+        keys = [key for key, _ in flatten(get_cfg()) if key.split(".")[0] in UNTRAINED and key not in UNTRAINED_TOO]
+        silent = {warning.split()[0] for warning in _name(cfg, tuple(keys), "")}
+        if silent:
+            yield f"{', '.join(sorted(silent))} cannot act: TASK knn trains nothing."
     for holds, why, keys in IDLE:
         if holds(cfg):
-            yield from _name(cfg, keys, why)
+            yield from _name(cfg, tuple(key for key in keys if key not in silent), why)
     if target_of(cfg) == "spectrum" and task_of(cfg) == "pretrain" and cfg.NUM_GPUS * cfg.NUM_SHARDS > 1:
         for key in ("MFM.AVE_SPECTRUM", "MFM.BATCH_MATRIX"):
             if _get(cfg, key):

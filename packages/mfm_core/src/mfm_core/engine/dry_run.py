@@ -40,12 +40,20 @@ class RunDescription:
         plan, schedule = self.plan, self.plan.schedule
         rows = [f"  {what:<34}{' x '.join(map(str, shape)):<28}{remark}" for what, shape, remark in self.stages]
         total = (self.state_bytes + self.activation_bytes) / GB
+        if not plan.trains:
+            return [
+                "one input:",
+                *rows,
+                f"parameters      {self.parameters / 1e6:.2f} M ({self.parameters:,}), none trained",
+                f"compute         {self.macs / 1e9:.2f} GFLOPs per input (multiply-adds)",
+            ]
+        passes = 1 + 2 * self.trainable / self.parameters  # the backward pass takes two more, of what is trained
         return [
             f"one micro-batch on one of {plan.world_size} process(es):",
             *rows,
             f"parameters      {self.parameters / 1e6:.2f} M ({self.parameters:,}), {self.trainable:,} trained",
             f"compute         {self.macs / 1e9:.2f} GFLOPs forward per input (multiply-adds), "
-            f"{3 * self.macs * plan.batch_size * plan.views / 1e12:.2f} T per training step",
+            f"{passes * self.macs * plan.batch_size * plan.views / 1e12:.2f} T per training step",
             f"memory          about {total:.2f} GB per process: {self.state_bytes / GB:.2f} weights, gradients, "
             f"optimizer; {self.activation_bytes / GB:.2f} activations ({self.precision})",
             f"learning rate   {schedule.warmup_start:g} -> {schedule.base:g} in {schedule.warmup_epochs:g} epochs, "
@@ -66,10 +74,10 @@ def describe_run(model: nn.Module, example: tuple[Tensor, ...], plan: RunPlan, p
         trainable=sum(p.numel() for p in trained),
         plan=plan,
         precision=precision,
-        state_bytes=sum(p.numel() * 4 * 4 for p in trained),
+        state_bytes=sum(p.numel() * 4 * (4 if p.requires_grad else 1) for p in parameters),
     )
     shadow = _on_meta(model)
-    micro = plan.batch_per_rank * plan.views // plan.accum_steps
+    micro = plan.batch_per_rank * plan.views // plan.accum_steps if plan.trains else 1
     description.macs = forward_macs(shadow, example)
     batch = tuple(t.expand(micro, *t.shape[1:]) for t in example)
     kept = _KeptBytes(shadow)

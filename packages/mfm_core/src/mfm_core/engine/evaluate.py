@@ -32,17 +32,38 @@ def evaluate_classifier(
 
     Unreadable images are not counted; `images` says how many were. Raises UserError where there was none.
     """
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    return evaluate_heads(lambda inputs: model(inputs)[None], 1, loader, world, autocast, criterion)[0]
+
+
+@torch.inference_mode()
+def evaluate_heads(
+    model: Callable[[Tensor], Tensor],
+    heads: int,
+    loader: Iterable[Batch],
+    world: World,
+    autocast: Callable[[], AbstractContextManager],
+    criterion: ClassLoss = soft_cross_entropy,
+) -> list[dict[str, float]]:
+    """What `evaluate_classifier` gives, for each head of a model that maps images to logits (heads, B, classes)."""
+    sums = torch.zeros(heads, 4, dtype=torch.float64, device=world.device)
     for batch in loader:
         if not len(batch):
             continue
         batch = batch.to(world.device)
         with autocast():
             logits = model(batch.inputs).float()
-        loss = criterion(logits, batch.labels) * len(batch)
-        top1, top5 = (correct_in_top(logits, batch.labels, k) for k in (1, 5))
-        sums += torch.stack([top1, top5, loss, torch.tensor(len(batch), device=world.device)]).double()
-    top1, top5, loss, images = world.all_sum(sums).tolist()
-    if not images:
+        sums += torch.stack([_sums(of_head, batch.labels, criterion) for of_head in logits])
+    sums = world.all_sum(sums)
+    if not sums[0, 3]:
         raise UserError("None of the validation images can be read; check them with `run_net.py doctor`.")
-    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "val_loss": loss / images, "images": int(images)}
+    return [
+        {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "val_loss": loss / images, "images": int(images)}
+        for top1, top5, loss, images in sums.tolist()
+    ]
+
+
+def _sums(logits: Tensor, labels: Tensor, criterion: ClassLoss) -> Tensor:
+    """Hits among the first and the first five, loss and number of the rows, (4,) float64."""
+    loss = criterion(logits, labels) * len(labels)
+    top1, top5 = (correct_in_top(logits, labels, k) for k in (1, 5))
+    return torch.stack([top1, top5, loss, torch.tensor(len(labels), device=logits.device)]).double()

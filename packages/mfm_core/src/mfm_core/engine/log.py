@@ -17,6 +17,7 @@ from PIL import Image
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile
+from mfm_core.monitor.settings import setting_tables, split_name
 from mfm_core.monitor.writers import JsonLines, TensorBoard, progress_line
 from mfm_core.report.html import write_report
 from mfm_core.report.panels import save_png
@@ -87,8 +88,11 @@ class RunLog:
     def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """The end of an epoch, with what was evaluated."""
         if self.folder is not None:
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not split_name(name))
             logger.info("epoch %d done  %s", epoch, numbers)
+            for table in setting_tables(values):
+                for line in table.lines():
+                    logger.info("  %s", line)
             self._write("epoch", epoch=epoch, step=step, **values)
             self._board.scalars(step, values, prefix="epoch")
 

@@ -16,6 +16,7 @@ from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state
 from mfm_core.checkpoint.resume import TrainState, is_training_state, list_checkpoints, restore, resume_latest
 from mfm_core.config import RunPlan, plan_run, validate
+from mfm_core.config.plan import UNTRAINED_TASKS
 from mfm_core.data.loader import build_loader
 from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
@@ -61,7 +62,7 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         seed_everything(cfg.RNG_SEED, "weights")
         task = build_task(cfg, world, precision)
         plan = plan_run(cfg, task.files, world.size, world.num_shards)
-        if not cfg.TRAIN.ENABLE:
+        if not plan.trains:
             return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
         trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
         log = trainer.log
@@ -171,19 +172,20 @@ def _log_start(
         warnings = [*warnings, note]
     for note in notes:
         logger.info("%s", note)
+    parameters = sum(p.numel() for p in task.model.parameters())
+    training = {
+        "epochs": plan.epochs,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "batch_size": plan.batch_size,
+        "lr": plan.schedule.base,
+    }
+    if plan.task in UNTRAINED_TASKS:
+        training = {}
     log.run(
         name=Path(cfg.OUTPUT_DIR).resolve().name,
         config=_plain(cfg),
         environment={**describe(), "precision": precision, "processes": world.size, "device": str(world.device)},
-        plan={
-            "task": plan.task,
-            "parameters": sum(p.numel() for p in task.model.parameters()),
-            "epochs": plan.epochs,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "batch_size": plan.batch_size,
-            "images": plan.files,
-            "lr": plan.schedule.base,
-        },
+        plan={"task": plan.task, "parameters": parameters, "images": plan.files, **training},
     )
     for message in [*warnings, *task.warnings]:
         log.warn(message)
@@ -192,27 +194,41 @@ def _log_start(
 def _evaluate_only(
     cfg: CfgNode, task, plan: RunPlan, world: World, folder: Path, precision: str, warnings: list[str]
 ) -> int:
-    """TRAIN.ENABLE False: the numbers of `TEST.CHECKPOINT_FILE_PATH`, or of the newest checkpoint in OUTPUT_DIR."""
-    if not cfg.TEST.ENABLE:
+    """TRAIN.ENABLE False, or a task that never trains: the numbers of the weights to test.
+
+    What a task that never trains says goes to a folder of its own where OUTPUT_DIR is that of a training run, whose
+    log stays as it is.
+    """
+    never_trains = plan.task in UNTRAINED_TASKS
+    if not never_trains and not cfg.TEST.ENABLE:
         raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
-    path = cfg.TEST.CHECKPOINT_FILE_PATH
-    if not path:
-        newest = list_checkpoints(folder / "checkpoints", plan)
-        if not newest:
-            raise UserError(
-                "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
-            )
-        path = str(newest[0])
+    path = cfg.TEST.CHECKPOINT_FILE_PATH or _newest_checkpoint(folder, plan)
     report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
-    if report.missing or report.other_shape:
-        lacking = ", ".join(report.missing + report.other_shape)
-        raise UserError(f"{path} lacks {lacking}; it cannot be tested by this config.")
-    log = RunLog(folder if world.is_main else None, first_step=plan.total_steps)
+    lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
+    if lacking:
+        raise UserError(f"{path} lacks {', '.join(lacking)}; it cannot be tested by this config.")
+    if never_trains and (folder / "checkpoints").is_dir():
+        folder = prepare_folder(str(folder / plan.task))
+    epoch, step = (0, 0) if never_trains else (plan.epochs, plan.total_steps)
+    log = RunLog(folder if world.is_main else None, first_step=step)
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()])
-    values = task.evaluate(task.model.to(world.device).eval(), plan.epochs, last=True)
-    log.epoch(plan.epochs, plan.total_steps, values)
+    values = task.evaluate(task.model.to(world.device).eval(), epoch, last=True)
+    for loader in task.eval_loaders():
+        met = {file.path: file for files in world.gather(list(loader.bad.values())) for file in files}
+        log.bad_files(list(met.values()), epoch)
+    log.epoch(epoch, step, values)
     log.end("finished")
     return 0
+
+
+def _newest_checkpoint(folder: Path, plan: RunPlan) -> str:
+    paths = list_checkpoints(folder / "checkpoints", plan)
+    if not paths:
+        raise UserError(
+            "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
+        )
+    # names tell the order of epochs and steps to the plan that made them, which an evaluating task does not know
+    return str(paths[0] if plan.task not in UNTRAINED_TASKS else max(paths, key=lambda path: path.stat().st_mtime_ns))
 
 
 def _plain(node: CfgNode) -> dict:

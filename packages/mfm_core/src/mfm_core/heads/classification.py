@@ -8,15 +8,32 @@ from torch import Tensor, nn
 from mfm_core.nn.vit import init_weights, layer_norm
 
 
-class ClassificationHead(nn.Module):
-    """Three read-outs, as PySlowFast has them.
+class ReadOut(nn.Module):
+    """Three ways from tokens to one vector, as PySlowFast has them.
 
     mean_pooling: the mean over the patch tokens, then the norm. Otherwise the norm, then the class token, or the mean
-    where the encoder has none. The linear layer starts truncated normal with init_std, its bias and the norm's
-    constant; init_scale then multiplies the linear layer. PySlowFast's start is the default, MAE's is (2e-5, 0).
-    norm: False leaves the norm out, for encoders that have their own (ResNets). fresh_norm: the norm starts afresh even
-    where it stands where a pre-trained encoder had its own (MAE-priv's class token).
+    where the encoder has none.
     """
+
+    def __init__(self, norm: nn.Module, num_prefix_tokens: int, mean_pooling: bool) -> None:
+        super().__init__()
+        self.num_prefix_tokens, self.mean_pooling = num_prefix_tokens, mean_pooling
+        self.norm = norm
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, prefix + L, D) to (B, D)."""
+        if self.mean_pooling:
+            return self.norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
+        tokens = self.norm(tokens)
+        return tokens[:, 0] if self.num_prefix_tokens else tokens.mean(dim=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """As `features`."""
+        return self.features(tokens)
+
+
+class ClassificationHead(ReadOut):
+    """A read-out, dropout and a linear layer, whose initial values init_scale multiplies."""
 
     def __init__(
         self,
@@ -31,9 +48,8 @@ class ClassificationHead(nn.Module):
         init_std: float = 0.02,
         init_bias: float = 0.02,
     ) -> None:
-        super().__init__()
-        self.num_prefix_tokens, self.mean_pooling, self.fresh_norm = num_prefix_tokens, mean_pooling, fresh_norm
-        self.norm = layer_norm(embed_dim) if norm else nn.Identity()
+        super().__init__(layer_norm(embed_dim) if norm else nn.Identity(), num_prefix_tokens, mean_pooling)
+        self.fresh_norm = fresh_norm
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embed_dim, num_classes)
         init_weights(self, bias=init_bias, std=init_std)
@@ -50,13 +66,6 @@ class ClassificationHead(nn.Module):
         if self.mean_pooling:
             return "pooled"
         return "" if self.fresh_norm else "tokens"
-
-    def features(self, tokens: Tensor) -> Tensor:
-        """(B, prefix + L, D) to (B, D), what enters the linear layer."""
-        if self.mean_pooling:
-            return self.norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
-        tokens = self.norm(tokens)
-        return tokens[:, 0] if self.num_prefix_tokens else tokens.mean(dim=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, prefix + L, D) to logits (B, classes)."""

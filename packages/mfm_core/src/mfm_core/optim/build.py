@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from mfm_core.optim.groups import parameter_groups
+from mfm_core.optim.lars import LARS
 from mfm_core.registry import Registry
 
 OPTIMIZERS = Registry("optimizer", key="SOLVER.OPTIMIZING_METHOD")
@@ -42,8 +43,17 @@ def sgd(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
     return optimizer
 
 
+@OPTIMIZERS.register("lars")
+def lars(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
+    """LARS (You et al. 2017), for linear probes with very large batches."""
+    return LARS(groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, adapt_1d=cfg.SOLVER.LARS_ADAPT_1D)
+
+
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer over the model's groups; the model answers for its names (see `EncoderModel`)."""
+    """The optimizer over the model's groups.
+
+    The model offers `layer_of`, `num_layers`, `lr_scale` and `no_weight_decay`.
+    """
     groups = parameter_groups(
         model,
         cfg.SOLVER.WEIGHT_DECAY,
@@ -52,6 +62,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         layer_decay=cfg.SOLVER.LAYER_DECAY,
         layer_of=model.layer_of,
         num_layers=model.num_layers,
+        lr_scale=model.lr_scale,
     )
     return OPTIMIZERS.get(cfg.SOLVER.OPTIMIZING_METHOD)(groups, cfg)
 

@@ -20,11 +20,13 @@ def parameter_groups(
     layer_decay: float = 1.0,
     layer_of: Callable[[str], int] | None = None,
     num_layers: int = 0,
+    lr_scale: Callable[[str], float] | None = None,
 ) -> list[dict]:
     """One group for each (learning-rate scale, weight decay), in order of first use.
 
     `no_decay_1d` spares tensors of one dimension and names ending in ".bias"; `no_decay_names` are exact.
     Layers run from 0 (embeddings) to `num_layers` (head); layer i has scale layer_decay^(num_layers - i).
+    `lr_scale` multiplies that by a scale of each name's own.
     Frozen parameters belong to no group. Each group: params, names, lr_scale, weight_decay.
     """
     unknown = set(no_decay_names) - {name for name, _ in model.named_parameters()}
@@ -37,6 +39,7 @@ def parameter_groups(
         spared = name in no_decay_names or (no_decay_1d and (parameter.ndim <= 1 or name.endswith(".bias")))
         decay = 0.0 if spared else weight_decay
         scale = layer_decay ** (num_layers - layer_of(name)) if layer_of and layer_decay < 1.0 else 1.0
+        scale *= lr_scale(name) if lr_scale else 1.0
         group = groups.setdefault((scale, decay), {"params": [], "names": [], "lr_scale": scale, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)

@@ -30,8 +30,8 @@ class World:
         return self.rank == 0
 
     def all_sum(self, value: Tensor) -> Tensor:
-        """The sum of `value` over all processes; `value` itself stays as it is."""
-        if self.size == 1:
+        """The sum of `value` over all processes; `value` itself stays as it is, as does one on the meta device."""
+        if self.size == 1 or value.is_meta:
             return value
         total = value.clone()
         dist.all_reduce(total)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfm_core.errors import UserError
+from mfm_core.parallel.world import World
 
 _CHUNK_ELEMENTS = 1 << 25
 """Similarities held at once: 128 MB of float32."""
@@ -64,11 +65,37 @@ def knn_accuracy(
     return {n: _accuracy(score, labels, min(top, n)) for n, score in scores.items()}
 
 
+@torch.no_grad()
+def shared_knn_accuracy(
+    bank: tuple[Tensor, Tensor],
+    queries: tuple[Tensor, Tensor],
+    num_classes: int,
+    k: list[int],
+    temperature: float,
+    world: World,
+) -> dict[int, tuple[float, float]]:
+    """Top-1 and top-5 in percent per k, each process searching for its share of the queries.
+
+    bank, queries: (features (N, D), labels (N,)), the same on all processes. As `knn_accuracy` in one process, but for
+    the last digits. All processes must call, and all get the result.
+    """
+    own = slice(world.rank, None, world.size)
+    features, labels = (array[own].to(world.device) for array in queries)
+    scores = knn_predict(bank[0].to(world.device), bank[1], features, num_classes, k, temperature)
+    hits = [[_hits(scores[n], labels, min(top, n)).sum() for top in (1, 5)] for n in k]
+    total = world.all_sum(torch.tensor(hits, dtype=torch.float64, device=world.device))
+    return {n: tuple(row) for n, row in zip(k, (100 * total / len(queries[0])).tolist())}
+
+
 def _accuracy(scores: Tensor, labels: Tensor, top: int) -> float:
     """Percent of rows of `scores` (N, classes) whose label is among the first `top` classes."""
+    return 100.0 * float(_hits(scores, labels, top).double().mean())
+
+
+def _hits(scores: Tensor, labels: Tensor, top: int) -> Tensor:
+    """(N,) bool: whether the label is among the first `top` classes; classes of equal score rank by their number."""
     ranking = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
-    hits = (ranking == labels.to(scores.device)[:, None]).any(dim=1)
-    return 100.0 * float(hits.double().mean())
+    return (ranking == labels.to(scores.device)[:, None]).any(dim=1)
 
 
 def _check(bank: Tensor, labels: Tensor, features: Tensor, num_classes: int, k: list[int]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mfm_core.monitor.settings import split_name, title_of
 from mfm_core.report.curves import Series, colour, line_chart
 from mfm_core.report.runs import Picture, Run
-from mfm_core.report.tables import SIZED, section
+from mfm_core.report.tables import section
 
 _MOST_PICTURES = 12
 _MOST_BYTES = 16_000_000
@@ -58,10 +58,9 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> str:
     tasks = list(dict.fromkeys(run.task for run in runs))
     for task in tasks:
         numbered = [(i, run) for i, run in enumerate(runs) if run.task == task]
-        shown = "".join(_figure(chart, numbered, labels) for chart in CHARTS)
-        for i, run in numbered:
-            whose = labels[i] if len(numbered) > 1 else ""
-            shown += "".join(_figure(chart, [(i, run)], labels) for chart in _family_charts(run, whose))
+        shown = "".join(
+            _figure(chart, numbered, labels) for chart in (*CHARTS, *_setting_charts([r for _, r in numbered]))
+        )
         others = "".join(_figure(chart, numbered, labels) for chart in _other_charts(run for _, run in numbered))
         body = f'<div class="charts">{shown}</div>' if shown else ""
         if others:
@@ -81,23 +80,6 @@ def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
             parts.append(f"<h3>{escape(label)}</h3>")
         parts += [_kind([p for p in run.pictures if p.kind == kind], len(kinds)) for kind in kinds]
     return section("Pictures", "".join(parts))
-
-
-def _family_charts(run: Run, whose: str) -> list[Chart]:
-    """One chart for all numbers of a run's steps that a count tells apart: fusion_weight_0, fusion_weight_1, …"""
-    return [
-        Chart(name.replace("_", " ").capitalize(), tuple(Line("step", key, key) for key in keys), unit=whose, zero=True)
-        for name, keys in _families(run).items()
-    ]
-
-
-def _families(run: Run) -> dict[str, list[str]]:
-    """The keys of a run's steps that differ in a number at their end only, by what they have in common."""
-    families: dict[str, list[str]] = {}
-    for key in run.keys("step"):
-        if found := re.fullmatch(r"(.+)_\d+", key):
-            families.setdefault(found[1], []).append(key)
-    return {name: keys for name, keys in families.items() if len(keys) > 1}
 
 
 def figure(picture: Picture, title: str | None = None) -> str:
@@ -124,15 +106,29 @@ def _kind(pictures: Sequence[Picture], kinds: int) -> str:
     return f"{latest}<details><summary>{len(earlier)} earlier{note}</summary>{''.join(earlier)}</details>"
 
 
+def _setting_charts(runs: Sequence[Run]) -> list[Chart]:
+    """A chart for each measure that was logged for several settings (`monitor.settings`), a line for each of them."""
+    lines: dict[tuple[str, str], list[Line]] = {}
+    for kind in ("step", "epoch"):
+        for name in dict.fromkeys(key for run in runs for key in run.keys(kind)):
+            parts = split_name(name)
+            if parts and any(len(run.series(kind, name)) > 1 for run in runs):
+                measure, setting, value = parts
+                lines.setdefault((measure, setting), []).append(Line(kind, name, f"{setting} {value}"))
+    return [
+        Chart(f"{title_of(measure).capitalize()} by {title_of(setting)}", tuple(of_measure))
+        for (measure, setting), of_measure in lines.items()
+    ]
+
+
 def _other_charts(runs: Iterable[Run]) -> list[Chart]:
     """A chart for each further number that the runs logged."""
     known = {(line.kind, line.key) for chart in CHARTS for line in chart.lines}
     found: dict[tuple[str, str], None] = {}
     for run in runs:
-        known |= {("step", key) for keys in _families(run).values() for key in keys}
         for kind in ("step", "epoch"):
-            shown = (key for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE and not SIZED.fullmatch(key))
-            found |= dict.fromkeys((kind, key) for key in shown)
+            names = (key for key in run.keys(kind) if key not in _SHOWN_ELSEWHERE and not split_name(key))
+            found |= dict.fromkeys((kind, key) for key in names)
     return [Chart(key, (Line(kind, key, key),)) for kind, key in found if (kind, key) not in known][:_MOST_OTHERS]
 
 

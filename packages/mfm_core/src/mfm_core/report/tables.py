@@ -6,19 +6,18 @@ Everything that comes from a run goes through `html.escape` here.
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from mfm_core.monitor.settings import setting_tables, split_name
 from mfm_core.monitor.writers import duration
 from mfm_core.report.curves import colour
 from mfm_core.report.runs import Run, number
 
 _MOST_FILES = 500
-SIZED = re.compile(r"top[15]_at_\d+")
 """Names of accuracies at a resize size; they have a table, and no charts."""
 
 
@@ -87,6 +86,18 @@ def warnings(runs: Sequence[Run], labels: Sequence[str]) -> str:
     return f'<div class="warnings"><strong>To note</strong><ul>{"".join(items)}</ul></div>' if items else ""
 
 
+def settings(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """The latest numbers of each run that were measured for several settings: learning rates, numbers of neighbours."""
+    parts = []
+    for run, label in zip(runs, labels):
+        record = next((r for r in reversed(run.epochs) if any(split_name(str(key)) for key in r)), {})
+        for table in setting_tables({str(key): number(value) for key, value in record.items()}):
+            whose = f"<h3>{escape(label)}</h3>" if len(runs) > 1 else ""
+            head = table.head()
+            parts.append(whose + _table(head, table.cells(), figures=range(1, len(head))))
+    return section("By setting", "".join(parts))
+
+
 def bad_files(runs: Sequence[Run]) -> str:
     """Unreadable files of all runs, the most often met first."""
     met: dict[tuple[str, str], int] = {}
@@ -100,21 +111,6 @@ def bad_files(runs: Sequence[Run]) -> str:
     left = len(ordered) - len(rows)
     note = f'<p class="soft">and {left} more in log.jsonl</p>' if left else ""
     return section("Unreadable files", _table(["File", "Reason", "Times met"], rows, figures=(2,)) + note)
-
-
-def sizes(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """Accuracy at each size that evaluation resized images to, where there were several (top1_at_SIZE)."""
-    found = {int(key[len("top1_at_") :]) for run in runs for key in run.keys("epoch") if SIZED.fullmatch(key)}
-    if not found:
-        return ""
-    titles = [
-        name for label in labels for name in ([f"{label}, top-1", "top-5"] if len(runs) > 1 else ["Top-1", "Top-5"])
-    ]
-    rows = []
-    for size in sorted(found):
-        values = [run.last(f"{top}_at_{size}") for run in runs for top in ("top1", "top5")]
-        rows.append([f"{size} px", *("–" if value is None else _percent(value) for value in values)])
-    return section("Accuracy by resize size", _table(["Short side", *titles], rows, figures=range(1, len(titles) + 1)))
 
 
 def configuration(runs: Sequence[Run], labels: Sequence[str]) -> str:
@@ -248,6 +244,7 @@ def _loss(value: float) -> str:
 
 MEASURES = (
     Measure("Top-1, best", _best("top1"), _percent, _best_note("top1"), more_is_better=True),
+    Measure("Best learning rate", _last("best_lr"), lambda value: f"{value:g}", lambda run: "of PROBE.LRS, final"),
     Measure("Top-5, final", _last("top5"), _percent, more_is_better=True),
     Measure("k-NN, best", _best("knn"), _percent, _best_note("knn"), more_is_better=True),
     Measure("Validation loss, final", _last("val_loss"), _loss),

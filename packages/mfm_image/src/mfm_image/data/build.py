@@ -49,7 +49,7 @@ def eval_transform(cfg: CfgNode, short_side: int = 0) -> EvalTransform:
         cfg.DATA.MEAN,
         cfg.DATA.STD,
         cfg.DATA.IN_VAL_CROP_RATIO,
-        interpolation="bicubic",
+        interpolation=cfg.DATA.TEST_INTERPOLATION,
         short_side=short_side or next(iter(cfg.TEST.RESIZE_SIZES), 0),
     )
 

@@ -1,1 +1,1 @@
-"""What a run does with images: pre-training, fine-tuning, pictures."""
+"""What can be done with images: pre-training, fine-tuning, linear probing, k-NN, pictures."""

@@ -19,6 +19,7 @@ from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
+from mfm_core.monitor.settings import setting_name
 from mfm_core.parallel.world import World
 from mfm_image.data.build import eval_dataset, eval_loader, resized, train_dataset
 from mfm_image.models import build_model, example_input
@@ -39,7 +40,7 @@ class FinetuneTask:
         self.train_set = train_dataset(cfg, fraction=cfg.DATA.LABEL_FRACTION)
         self.files = len(self.train_set)
         classes = self.train_set.folder.classes
-        _check_classes(cfg, len(classes))
+        check_classes(cfg, len(classes))
         self.model = build_model(cfg)
         self.summary_input = example_input(cfg, self.model.backbone.grid)
         self.val_loader = eval_loader(cfg, eval_dataset(cfg, "val", classes), world)
@@ -78,7 +79,7 @@ class FinetuneTask:
         """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so.
 
         Where TEST.RESIZE_SIZES has several sizes, the first is the one that counts; after the last epoch, and when
-        testing, top1_at_SIZE and top5_at_SIZE of each follow.
+        testing, top1/resize_SIZE and top5/resize_SIZE of each follow.
         """
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
@@ -96,8 +97,7 @@ class FinetuneTask:
             if size != sizes[0]:
                 dataset = resized(self.cfg, self.val_loader.dataset, size)
                 at = self._accuracy(model, eval_loader(self.cfg, dataset, self.world))
-            logger.info("resized to %d: top1 %.3f  top5 %.3f", size, at["top1"], at["top5"])
-            found |= {f"top1_at_{size}": at["top1"], f"top5_at_{size}": at["top5"]}
+            found |= {setting_name(top, "resize", size): at[top] for top in ("top1", "top5")}
         return found
 
     def _accuracy(self, model: nn.Module, loader: Loader) -> dict[str, float]:
@@ -142,7 +142,8 @@ def smoothing_of(cfg: CfgNode) -> float:
     return cfg.MIXUP.LABEL_SMOOTH_VALUE if cfg.MIXUP.ENABLE or cfg.MIXUP.LABEL_SMOOTH_ALWAYS else 0.0
 
 
-def _check_classes(cfg: CfgNode, classes: int) -> None:
+def check_classes(cfg: CfgNode, classes: int) -> None:
+    """Raises UserError where MODEL.NUM_CLASSES is not the number of class folders."""
     if classes != cfg.MODEL.NUM_CLASSES:
         raise UserError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.DATA.PATH_TO_DATA_DIR}/train has {classes} "

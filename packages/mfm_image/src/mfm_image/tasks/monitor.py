@@ -19,7 +19,7 @@ from mfm_core.monitor.features import feature_health
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect_indexed
-from mfm_core.probe.knn import knn_accuracy
+from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_image.data.build import eval_dataset, eval_loader
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.pictures.neighbours import find_neighbours, nearest, neighbours_sheet
@@ -104,12 +104,10 @@ class Monitor:
             few = torch.arange(0, len(queries), max(1, len(queries) // self.num_pictures))[: self.num_pictures]
             similarity, rows = nearest(queries[few], bank[0], min(self.neighbours_shown, len(index)))
             self._nearest = query_index[few], index[rows], similarity
-        own, device = slice(self.world.rank, None, self.world.size), self.world.device
-        arrays = [array.to(device) for array in (*bank, queries[own], labels[own])]
-        found = knn_accuracy(*arrays, self.num_classes, self.k, self.temperature)
-        hits = torch.tensor([found[k] * len(arrays[2]) for k in self.k], dtype=torch.float64, device=device)
-        percent = (self.world.all_sum(hits.nan_to_num()) / len(queries)).tolist()
-        return {"knn" if i == 0 else f"knn_{k}": value for i, (k, value) in enumerate(zip(self.k, percent))}
+        found = shared_knn_accuracy(
+            tuple(bank), (queries, labels), self.num_classes, self.k, self.temperature, self.world
+        )
+        return {"knn" if i == 0 else f"knn_{k}": found[k][0] for i, k in enumerate(self.k)}
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """The first readable images of evenly spaced positions: (N, 3, H, W) and their masks, on the device."""
