@@ -257,6 +257,7 @@ def test_impossible_combinations(overrides, part):
         (FINETUNE, ["AUG.COLOR_JITTER", "0.3"]),
         (FINETUNE, ["AUG.RE_PROB", "0.5", "AUG.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),
+        (FINETUNE, ["MVIT.FRESH_NORM", "True", "MVIT.USE_MEAN_POOLING", "True"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR", "1e-5", "SOLVER.LR_POLICY", "constant"]),
         (FINETUNE, ["SOLVER.BETAS", "(0.9, 0.95)", "SOLVER.OPTIMIZING_METHOD", "sgd"]),
     ],

@@ -94,12 +94,12 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("MASK.MAE_RND_MASK", "MASK.DECODER_DEPTH", "MASK.DECODER_EMBED_DIM"),
     ),
     (lambda c: True, "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
+    (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
     (
         lambda c: task_of(c) == "finetune" and c.MVIT.USE_MEAN_POOLING,
-        "has no effect: the norm behind MVIT.USE_MEAN_POOLING always starts afresh",
+        "has no effect: behind MVIT.USE_MEAN_POOLING the norm is never a pre-trained encoder's",
         ("MVIT.FRESH_NORM",),
     ),
-    (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
     (
         lambda c: not c.AUG.ENABLE,
