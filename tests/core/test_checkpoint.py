@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -114,6 +117,14 @@ class Trap:
         return os.mkdir, (str(self.folder),)
 
 
+def write_pickle(path: Path, code: bytes) -> None:
+    """A file as torch.save writes it, of a pickle that refers to no tensors."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", code)
+        archive.writestr("x/version", "3\n")
+        archive.writestr("x/byteorder", "little")
+
+
 class TestReading:
     @pytest.mark.parametrize("zipped", [True, False])
     def test_code_is_not_run(self, zipped, tmp_path):
@@ -156,6 +167,20 @@ class TestReading:
         with pytest.raises(pickle.UnpicklingError):  # only `load_file_state` knows them, and only while it reads
             torch.load(path, weights_only=True)
 
+    @pytest.mark.parametrize("core", [b"numpy._core", b"numpy.core"])
+    def test_meters_of_mmengine(self, core, tmp_path, monkeypatch):
+        """Read where mmengine is not installed, by the names of numpy of before and since version 2."""
+        module, path = types.ModuleType("mmengine.logging.history_buffer"), tmp_path / "x.pth"
+        module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+        with monkeypatch.context() as patch:
+            for name in ("mmengine", "mmengine.logging", module.__name__):
+                patch.setitem(sys.modules, name, module)
+            meter = module.HistoryBuffer()
+            meter.history, meter.last = np.arange(4.0), np.float32(1.5)
+            code = pickle.dumps({"message_hub": {"loss": meter}, "epoch": 3}, protocol=2)
+        write_pickle(path, re.sub(rb"numpy\._?core", core, code))
+        assert load_file_state(str(path))["epoch"] == 3
+
     @pytest.mark.parametrize("function", ["os.mkdir", "posix.mkdir", "builtins.eval"])
     def test_arguments_that_are_a_trap(self, function, tmp_path):
         """A call inside an innocent Namespace, which plain pickle runs, is refused by name."""
@@ -166,10 +191,7 @@ class TestReading:
         code = b"\x80\x02cargparse\nNamespace\n)\x81}X\x01\x00\x00\x00a" + call + b"sb."
         pickle.loads(code)
         trap.rmdir()
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("x/data.pkl", code)
-            archive.writestr("x/version", "3\n")
-            archive.writestr("x/byteorder", "little")
+        write_pickle(path, code)
         message = message_of(load_file_state, str(path))
         assert str(path) in message and name in message and "run code" in message
         assert not trap.exists()

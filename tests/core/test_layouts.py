@@ -85,7 +85,7 @@ def test_mfm_at_full_size():
             if "pretrain" not in name or "state_dict" not in model:
                 continue
             checkpoint = read(model["state_dict"])
-            assert checkpoint.layout.name == "MFM" and not checkpoint.unread
+            assert checkpoint.layout.name == "official MFM" and not checkpoint.unread
             backbone = {n.removeprefix("backbone.") for n in checkpoint.state if n.startswith("backbone.")}
             encoder = {n.removeprefix("encoder.") for n in model["state_dict"] if n.startswith("encoder.")}
             head = pairs("head.projections.0")
@@ -135,7 +135,7 @@ def test_our_own_names_stay():
     for head in (pairs("head.norm", "head.projection"), decoder(2), maskfeat):
         names = vit(2) | head
         checkpoint = read(dict.fromkeys(names, (2,)), "model_state")
-        assert checkpoint.layout.name == "our" and checkpoint.theirs == {name: name for name in names}
+        assert checkpoint.layout.name == "this project's" and checkpoint.theirs == {name: name for name in names}
 
 
 def test_names_of_no_row_are_said():

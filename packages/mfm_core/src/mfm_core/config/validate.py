@@ -209,7 +209,7 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     ),
     (
         lambda c: task_of(c) == "finetune" and c.MVIT.USE_MEAN_POOLING,
-        "has no effect: the norm behind MVIT.USE_MEAN_POOLING always starts afresh",
+        "has no effect: behind MVIT.USE_MEAN_POOLING the norm is never a pre-trained encoder's",
         ("MVIT.FRESH_NORM",),
     ),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),

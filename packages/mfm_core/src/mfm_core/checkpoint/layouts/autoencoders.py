@@ -36,7 +36,7 @@ MAE_PRIV = Layout(
     LAYER_SCALE,
 )
 MFM = Layout(
-    "MFM",
+    "official MFM",
     lambda s: "decoder.0.weight" in s and has(s, "encoder."),
     (
         *vit_encoder("encoder."),

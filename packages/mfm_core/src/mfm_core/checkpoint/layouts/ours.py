@@ -21,7 +21,13 @@ def _is_whole_image(names: Names) -> bool:
 
 
 OURS = (
-    Layout("our", lambda s: _is_ours(s) and "head.encoder_norm.weight" in s, (("", ""),), (), "head.encoder_norm."),
-    Layout("our", _is_whole_image, (("", ""),), (), "head.transforms.0.0."),
-    Layout("our", _is_ours, (("", ""),)),
+    Layout(
+        "this project's",
+        lambda s: _is_ours(s) and "head.encoder_norm.weight" in s,
+        (("", ""),),
+        (),
+        "head.encoder_norm.",
+    ),
+    Layout("this project's", _is_whole_image, (("", ""),), (), "head.transforms.0.0."),
+    Layout("this project's", _is_ours, (("", ""),)),
 )
