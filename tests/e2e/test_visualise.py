@@ -1,0 +1,182 @@
+"""TASK visualise from the command's side, and the pictures that training leaves in its report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from photos import picture
+from PIL import Image
+from tiny_runs import assert_same, last_state, tiny_config
+
+from mfm_image.entry import main
+from mfm_image.models import build_model
+
+ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PERIOD", "0"]
+KINDS = {"pretrain": ["reconstruction", "attention", "neighbours"], "finetune": ["attention", "gradient", "neighbours"]}
+
+
+@pytest.fixture(scope="module", params=["pretrain", "finetune"])
+def trained(request, photo_folder, tmp_path_factory):
+    """The kind of a run and its folder, with one epoch of training in it."""
+    output = tmp_path_factory.mktemp(request.param)
+    assert main(tiny_config(request.param, photo_folder, output, *ONE_EPOCH)) == 0
+    return request.param, output
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a configuration that must fail; the one line it says."""
+
+    def error_of(cfg) -> str:
+        capsys.readouterr()
+        assert main(cfg) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return error_of
+
+
+def visualise(kind, photos, output, *overrides):
+    return tiny_config(kind, photos, output, *ONE_EPOCH, "TASK", "visualise", *overrides)
+
+
+def weights(output: Path) -> list[str]:
+    return ["TEST.CHECKPOINT_FILE_PATH", str(output / "checkpoints" / "checkpoint_epoch_00001.pyth")]
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.stem: Image.open(path).size for path in (folder / "pictures").glob("*.png")}
+
+
+def test_all_kinds_of_the_newest_checkpoint(trained, photo_folder, tmp_path, capsys):
+    kind, first = trained
+    output = tmp_path / "copy"
+    shutil.copytree(first / "checkpoints", output / "checkpoints")
+    assert main(visualise(kind, photo_folder, output, "PICTURE.NUM_IMAGES", "3")) == 0
+    said = capsys.readouterr().out
+    assert set(shapes(output)) == set(KINDS[kind])
+    page = (output / "pictures.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and "checkpoint_epoch_00001.pyth" in page
+    for name in KINDS[kind]:
+        assert f"<h2>{name.capitalize()}</h2>" in page and f"{output}/pictures/{name}.png" in said
+    assert f"{output}/pictures.html" in said and not (output / "log.jsonl").exists()
+    assert main(visualise(kind, photo_folder, output, "PICTURE.NUM_IMAGES", "3")) == 0
+    assert (output / "pictures.html").read_text() == page, "the same command gives the same pictures"
+
+
+def test_one_kind_of_a_nested_folder(trained, photo_folder, tmp_path, capsys):
+    """What is no image is skipped by name; images come evenly from the whole folder, at any depth."""
+    kind, first = trained
+    nested = tmp_path / "photos" / "a" / "b"
+    nested.mkdir(parents=True)
+    for i in range(3):
+        picture(i).save(nested / f"{i}.png")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (nested / "torn.JPEG").write_bytes((photo_folder / "val" / "cat" / "0.JPEG").read_bytes()[:200])
+    (nested / ".hidden.png").write_text("never looked at")
+    cfg = ["PICTURE.INPUT", tmp_path / "photos", "PICTURE.KIND", "attention", *weights(first)]
+    assert main(visualise(kind, "", tmp_path / "out", *cfg)) == 0
+    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert len(skipped) == 2 and "notes.txt: " in skipped[1] and "torn.JPEG: " in skipped[0]
+    assert set(shapes(tmp_path / "out")) == {"attention"}
+    assert "3 of" in (tmp_path / "out" / "pictures.html").read_text()
+
+
+def test_one_file_without_a_data_folder(trained, tmp_path):
+    """All kinds but neighbours, which need training images."""
+    kind, first = trained
+    picture(5).save(tmp_path / "one.webp")
+    assert main(visualise(kind, "", tmp_path, "PICTURE.INPUT", tmp_path / "one.webp", *weights(first))) == 0
+    assert set(shapes(tmp_path)) == set(KINDS[kind]) - {"neighbours"}
+
+
+def test_mistakes(trained, photo_folder, tmp_path, error_of):
+    kind, first = trained
+    output, load = tmp_path / "out", weights(first)
+
+    def error(*overrides, data=photo_folder):
+        return error_of(visualise(kind, data, output, *overrides))
+
+    assert "TEST.CHECKPOINT_FILE_PATH" in error()
+    assert f"{tmp_path}/absent.pyth" in error("TEST.CHECKPOINT_FILE_PATH", tmp_path / "absent.pyth")
+    assert f"{tmp_path}/absent" in error(*load, "PICTURE.INPUT", tmp_path / "absent")
+    (tmp_path / "hollow").mkdir()
+    assert f"{tmp_path}/hollow" in error(*load, "PICTURE.INPUT", tmp_path / "hollow")
+    (tmp_path / "hollow" / "text.jpg").write_text("no image")
+    assert "none of the 1 file(s)" in error(*load, "PICTURE.INPUT", tmp_path / "hollow")
+    wrong = {"pretrain": "gradient", "finetune": "reconstruction"}[kind]
+    assert f"PICTURE.KIND {wrong}" in error(*load, "PICTURE.KIND", wrong)
+    assert "PICTURE.LAYER is 2" in error(*load, "PICTURE.LAYER", "2")
+    assert "PICTURE.NUM_NEIGHBOURS is 25" in error(*load, "PICTURE.NUM_NEIGHBOURS", "25")
+    assert "MVIT.EMBED_DIM" in error(*load, "MVIT.EMBED_DIM", "48")
+    assert "DATA.PATH_TO_DATA_DIR" in error(*load, data="")
+    one = ["PICTURE.INPUT", photo_folder / "val" / "cat" / "0.JPEG"]
+    assert "DATA.PATH_TO_DATA_DIR" in error(*load, *one, "PICTURE.KIND", "neighbours", data="")
+
+
+def test_heads_are_needed_by_those_who_ask_them(photo_folder, tmp_path, error_of):
+    """A pre-trained backbone shows its attention and neighbours in a classifier's place, but explains no class."""
+    pretrained = tmp_path / "pretrained"
+    assert main(tiny_config("pretrain", photo_folder, pretrained, *ONE_EPOCH)) == 0
+    cfg = [*weights(pretrained), "PICTURE.KIND"]
+    assert "head.projection.weight" in error_of(visualise("finetune", photo_folder, tmp_path, *cfg, "gradient"))
+    assert main(visualise("finetune", photo_folder, tmp_path, *cfg, "attention,neighbours")) == 0
+    assert "head.projection.weight" in (tmp_path / "pictures.html").read_text()
+
+
+def test_keys_act(trained, photo_folder, tmp_path):
+    """Each key that shapes a map changes the picture."""
+    kind, first = trained
+    changes = {
+        "attention": (["PICTURE.HEAD_FUSION", "max"], ["PICTURE.DISCARD_RATIO", "0.8"], ["PICTURE.LAYER", "0"]),
+        "gradient": (["PICTURE.CLASS", "1"], ["PICTURE.DISCARD_RATIO", "0.8"], ["PICTURE.LAYER", "1"]),
+        "reconstruction": (["PICTURE.SEED", "1"], ["PICTURE.NUM_IMAGES", "2"]),
+        "neighbours": (["PICTURE.NUM_NEIGHBOURS", "2"], ["KNN.NUM_TRAIN", "8"]),
+    }
+    for name in KINDS[kind]:
+        seen = set()
+        for i, change in enumerate(([], *changes[name])):
+            output = tmp_path / f"{name}_{i}"
+            cfg = visualise(kind, photo_folder, output, *weights(first), "PICTURE.KIND", name, *change)
+            assert main(cfg) == 0
+            seen.add((output / "pictures" / f"{name}.png").read_bytes())
+        assert len(seen) == 1 + len(changes[name]), name
+
+
+def test_neighbours_are_the_nearest_training_images(photo_folder, tmp_path):
+    """A training image asked for finds itself first; an unreadable one shifts nobody's picture."""
+    photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
+    (photos / "train" / "apple" / "0.JPEG").write_bytes(b"")
+    torch.manual_seed(0)
+    model = build_model(visualise("pretrain", photos, tmp_path))
+    torch.save({"model_state": model.state_dict()}, tmp_path / "weights.pyth")
+    keys = ["TEST.CHECKPOINT_FILE_PATH", tmp_path / "weights.pyth", "PICTURE.KIND", "neighbours"]
+    query = ["PICTURE.INPUT", photos / "train" / "cat" / "3.JPEG"]
+    keys += ["PICTURE.NUM_NEIGHBOURS", "1"]
+    assert main(visualise("pretrain", photos, tmp_path / "out", *keys, *query)) == 0
+    page = np.asarray(Image.open(tmp_path / "out" / "pictures" / "neighbours.png").convert("RGB"))
+    one, other = (page[30:222, 4 + 202 * i : 4 + 202 * i + 192] for i in range(2))
+    assert np.array_equal(one, other) and len(np.unique(one)) > 50
+
+
+def test_training_leaves_pictures_and_is_not_changed_by_them(trained, photo_folder, tmp_path):
+    """The last epoch's pictures of each kind are in the report; without any the weights are the same, bit by bit."""
+    kind, first = trained
+    lines = [json.loads(line) for line in (first / "log.jsonl").read_text().splitlines()]
+    named = {line["file"] for line in lines if line["kind"] == "picture"}
+    expected = {
+        "pretrain": {f"pictures/{n}_0000{e}.png" for n in ("reconstruction", "neighbours") for e in (0, 1)},
+        "finetune": {"pictures/attention_00001.png"},
+    }[kind]
+    assert named == expected and all((first / name).is_file() for name in named)
+    report = (first / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == len(named)
+    assert main(tiny_config(kind, photo_folder, tmp_path, *ONE_EPOCH, "MONITOR.NUM_PICTURES", "0")) == 0
+    assert_same(last_state(first), last_state(tmp_path))
+    assert not (tmp_path / "pictures").exists()
