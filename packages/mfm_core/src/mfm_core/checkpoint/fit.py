@@ -18,7 +18,7 @@ _CLASSIFIER_NORM, _DECODER = "head.norm.", "head.embed.weight"
 def assign_norms(checkpoint: Checkpoint, own: State, norm_role: str) -> None:
     """Gives the classifier's norm what the checkpoint's project would give it, and a decoder's norm to decoders only.
 
-    norm_role: `ClassificationHead.norm_role`, "" for heads that take no encoder's norm.
+    norm_role: `ReadOut.norm_role`, "" for heads that take no encoder's norm.
     """
     if (_DECODER in checkpoint.state) != (_DECODER in own):  # both heads have these names, for different things
         for name in (_CLASSIFIER_NORM, "head.projection."):

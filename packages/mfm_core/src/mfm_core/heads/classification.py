@@ -12,13 +12,24 @@ class ReadOut(nn.Module):
     """Three ways from tokens to one vector, as PySlowFast has them.
 
     mean_pooling: the mean over the patch tokens, then the norm. Otherwise the norm, then the class token, or the mean
-    where the encoder has none.
+    where the encoder has none. fresh_norm: the norm starts afresh even where it stands where a pre-trained encoder had
+    its own (MAE-priv's class token).
     """
 
-    def __init__(self, norm: nn.Module, num_prefix_tokens: int, mean_pooling: bool) -> None:
+    def __init__(self, norm: nn.Module, num_prefix_tokens: int, mean_pooling: bool, fresh_norm: bool = False) -> None:
         super().__init__()
-        self.num_prefix_tokens, self.mean_pooling = num_prefix_tokens, mean_pooling
+        self.num_prefix_tokens, self.mean_pooling, self.fresh_norm = num_prefix_tokens, mean_pooling, fresh_norm
         self.norm = norm
+
+    @property
+    def norm_role(self) -> str:
+        """What the norm stands for when weights of others are loaded: pooled | tokens | "" (nothing of theirs).
+
+        pooled: a norm behind the mean, which pre-trained encoders have not. tokens: the encoder's final norm.
+        """
+        if self.mean_pooling:
+            return "pooled"
+        return "" if self.fresh_norm else "tokens"
 
     def features(self, tokens: Tensor) -> Tensor:
         """(B, prefix + L, D) to (B, D)."""
@@ -33,7 +44,12 @@ class ReadOut(nn.Module):
 
 
 class ClassificationHead(ReadOut):
-    """A read-out, dropout and a linear layer, whose initial values init_scale multiplies."""
+    """A read-out, dropout and a linear layer.
+
+    norm: False leaves the read-out's norm out, for encoders that have their own (ResNets). The linear layer starts
+    truncated normal with init_std, its bias and the norm's constant; init_scale then multiplies the linear layer.
+    PySlowFast's start is the default, MAE's is (2e-5, 0).
+    """
 
     def __init__(
         self,
@@ -48,24 +64,13 @@ class ClassificationHead(ReadOut):
         init_std: float = 0.02,
         init_bias: float = 0.02,
     ) -> None:
-        super().__init__(layer_norm(embed_dim) if norm else nn.Identity(), num_prefix_tokens, mean_pooling)
-        self.fresh_norm = fresh_norm
+        super().__init__(layer_norm(embed_dim) if norm else nn.Identity(), num_prefix_tokens, mean_pooling, fresh_norm)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embed_dim, num_classes)
         init_weights(self, bias=init_bias, std=init_std)
         with torch.no_grad():
             self.projection.weight.mul_(init_scale)
             self.projection.bias.mul_(init_scale)
-
-    @property
-    def norm_role(self) -> str:
-        """What the norm stands for when weights of others are loaded: pooled | tokens | "" (nothing of theirs).
-
-        pooled: a norm behind the mean, which pre-trained encoders have not. tokens: the encoder's final norm.
-        """
-        if self.mean_pooling:
-            return "pooled"
-        return "" if self.fresh_norm else "tokens"
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, prefix + L, D) to logits (B, classes)."""
