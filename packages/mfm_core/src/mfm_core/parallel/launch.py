@@ -83,7 +83,7 @@ def launch(
     return 0
 
 
-def let_main_speak(seconds: float = 3.0) -> None:
+def let_main_speak(seconds: float = 10.0) -> None:
     """For a process that is about to report why it fails: the main one does so at once, the others wait first.
 
     Mostly all fail for the same reason, or the others because the main one left; then whoever started them stops
