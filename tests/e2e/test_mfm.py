@@ -9,6 +9,7 @@ import torch
 from tiny_runs import assert_same, last_state, tiny_config
 
 from mfm_core.engine.trainer import Trainer
+from mfm_core.parallel.launch import launch
 from mfm_image.backbones import resnet
 from mfm_image.entry import dry_run, main
 
@@ -71,6 +72,17 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(reduction, photo_fol
     whole = train(photo_folder, tmp_path / "whole", *keys)
     parts = train(photo_folder, tmp_path / "parts", *keys, "TRAIN.ACCUM_STEPS", "4")
     assert_same(whole, parts, atol=2e-6)
+
+
+def test_two_processes_equal_one(photo_folder, tmp_path):
+    """Their images hide different numbers of frequencies, too."""
+    keys = ["SOLVER.MAX_EPOCH", "4", "TRAIN.BATCH_SIZE", "12", "SOLVER.CLIP_GRAD_L2NORM", "0.05"]
+    one = train(photo_folder, tmp_path / "one", *keys)
+    cfg = mfm_config(photo_folder, tmp_path / "two", *keys, "NUM_GPUS", "2", "TRAIN.ACCUM_STEPS", "2")
+    assert launch(main, (cfg,), processes=2) == 0
+    other = last_state(tmp_path / "two")
+    assert one["step"] == other["step"] == 8
+    assert_same(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("corruption", ["frequency", "denoise"])

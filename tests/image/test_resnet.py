@@ -9,11 +9,12 @@ import torch
 import torchvision
 
 from mfm_core.config import load_config
-from mfm_core.engine.guard import BufferGuard
+from mfm_core.engine.guard import RunningStatistics
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.objective import Classifier
 from mfm_core.optim.groups import parameter_groups
+from mfm_core.parallel.world import World
 from mfm_image.backbones import resnet
 from mfm_image.backbones.resnet import ResNet
 from mfm_image.methods.parts import check_patches
@@ -139,14 +140,14 @@ def test_a_faulty_step_leaves_the_running_statistics_alone():
     torch.manual_seed(0)
     backbone = ResNet((64, 64), **NARROW)
     model = Classifier(backbone, ClassificationHead(backbone.embed_dim, 3, 0, mean_pooling=True, norm=False)).train()
-    guard = BufferGuard(model)
+    guard = RunningStatistics(model, World())
     assert len(guard.buffers) == sum(n.endswith(("mean", "var")) for n, _ in backbone.named_buffers())
     for images, fault in ((torch.randn(2, 3, 64, 64), 0.0), (torch.full((2, 3, 64, 64), float("nan")), 1.0)):
         before, copies = guard.read(), [b.clone() for b in guard.buffers]
         model(images)
         changed = [b.clone() for b in guard.buffers]
-        guard.restore(before, torch.tensor(fault))
+        guard.settle(before, torch.tensor(fault))
         expected = copies if fault else changed
         assert all(map(torch.equal, guard.buffers, expected))
         assert not any(map(torch.equal, changed, copies))
-    assert BufferGuard(torch.nn.Linear(2, 2)).read().numel() == 0
+    assert RunningStatistics(torch.nn.Linear(2, 2), World()).read().numel() == 0

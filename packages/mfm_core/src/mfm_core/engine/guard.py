@@ -13,24 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from mfm_core.errors import UserError
+from mfm_core.parallel.world import World
 
 
-class BufferGuard:
-    """Keeps a faulty step from what forward passes change by themselves: BatchNorm's running statistics."""
+class RunningStatistics:
+    """What forward passes change by themselves, BatchNorm's running statistics: kept equal on all processes (each sees
+    its own images; their mean is taken), and from faulty steps.
+    """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, world: World) -> None:
         saved = model.state_dict()
         self.buffers = [b for name, b in model.named_buffers() if name in saved and b.is_floating_point()]
+        self.world = world
 
     def read(self) -> Tensor:
         """All of them in one tensor, before the step."""
         return torch.cat([b.flatten() for b in self.buffers]) if self.buffers else torch.empty(0)
 
-    def restore(self, before: Tensor, fault: Tensor) -> None:
-        """Puts back what `read` gave where `fault` is 1.0."""
+    def settle(self, before: Tensor, fault: Tensor) -> None:
+        """After the step: the mean over the processes, or where `fault` is 1.0 what `read` gave before."""
         if self.buffers:
-            kept = torch.where(fault > 0, before, self.read()).split([b.numel() for b in self.buffers])
-            torch._foreach_copy_(self.buffers, [part.view_as(b) for part, b in zip(kept, self.buffers)])
+            now = self.world.all_sum(self.read()) / self.world.size
+            parts = torch.where(fault > 0, before, now).split([b.numel() for b in self.buffers])
+            torch._foreach_copy_(self.buffers, [part.view_as(b) for part, b in zip(parts, self.buffers)])
 
 
 class StepGuard:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mfm_core.checkpoint.resume import TrainState, save_checkpoint
 from mfm_core.config.plan import RunPlan
 from mfm_core.data.loader import Loader
-from mfm_core.engine.guard import BufferGuard, StepGuard
+from mfm_core.engine.guard import RunningStatistics, StepGuard
 from mfm_core.engine.log import RunLog
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.engine.randomness import seed_everything
@@ -88,7 +88,7 @@ class Trainer:
         self.loader, self.plan, self.settings, self.strategy = loader, plan, settings, strategy
         self.world, self.guard, self.log, self.folder, self.cfg = world, guard, log, folder, cfg
         self.autocast = autocast_factory(settings.precision, world.device)
-        self.buffers = BufferGuard(state.model)
+        self.statistics = RunningStatistics(state.model, world)
         self.throughput = Throughput()
         self.stop_requested = False
 
@@ -146,7 +146,7 @@ class Trainer:
         parts = [self.task.prepare(part) for part in batch.to(self.world.device).split(self.plan.accum_steps)]
         weights = torch.stack([self.task.weight(part) for part in parts])
         shares = weights / self.world.all_sum(weights.sum())
-        loss, buffers = torch.zeros((), device=self.world.device), self.buffers.read()
+        loss, statistics = torch.zeros((), device=self.world.device), self.statistics.read()
         for i, (part, share) in enumerate(zip(parts, shares)):
             with self.strategy.accumulate(self.model, last=i == len(parts) - 1):
                 with self.autocast():
@@ -159,7 +159,7 @@ class Trainer:
         grad_norm = self.strategy.clip(self.model.parameters(), clip_norm, self.settings.clip_value)
         fault = self.guard.judge(step, loss, grad_norm, batch.index)
         self._optimizer_step(fault)
-        self.buffers.restore(buffers, fault)
+        self.statistics.settle(statistics, fault)
         if self.average is not None:
             self.average.update(self.state.model)
         self.state.step += 1

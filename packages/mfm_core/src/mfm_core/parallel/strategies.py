@@ -48,10 +48,13 @@ class DDP(Single):
     """Every process holds everything; gradients are averaged in buckets while the backward pass still runs."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model under DistributedDataParallel."""
+        """The model under DistributedDataParallel. Running statistics are the training loop's to keep equal."""
         device = self.world.device
         return DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
         )
 
     def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager:
