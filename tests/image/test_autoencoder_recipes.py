@@ -17,7 +17,9 @@ from mfm_image.data.build import train_transform
 from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model
 
-FILES = sorted(p for folder in ("mae", "mff") for p in (CONFIGS / folder).glob("*.yaml") if p.stem != "base")
+FILES = sorted(
+    p for folder in ("mae", "mff") for p in (CONFIGS / folder).glob("*.yaml") if not p.stem.endswith(("base", "_FT"))
+)
 PRIV_SIZES = {"S": "small", "B": "base", "L": "large", "H": "huge", "G": "giant"}
 UNLISTED = {"priv_VIT_H_GAP_PT_100e", "priv_VIT_G_GAP_PT_100e", "in1k_VIT_S_MFF_PT_300e", "in1k_VIT_S_MFF_PT_800e"}
 """Of models whose size no golden case has."""

@@ -417,7 +417,7 @@ def test_shrunk_recipe_takes_a_step(path, photo_folder, tmp_path):
     """Its classifier starts with next to no opinion: three classes are equally likely."""
     cfg = load_config(str(path))
     needs(cfg)
-    side = str(2 * cfg.MVIT.PATCH_KERNEL[-1])
+    side = str(2 * cfg.MVIT.PATCH_KERNEL[-1]) if cfg.MVIT.PATCH_2D else "32"
     size = ["DATA.TRAIN_CROP_SIZE", side, "DATA.TEST_CROP_SIZE", side]
     where = ["DATA.PATH_TO_DATA_DIR", str(photo_folder), "OUTPUT_DIR", str(tmp_path)]
     small = load_config(str(path), [*SHRUNK, *size, *where])
