@@ -12,9 +12,10 @@ import torch.multiprocessing as mp
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
+from mfm_core.parallel.world import World
 from mfm_core.probe import knn
 from mfm_core.probe.features import collect
-from mfm_core.probe.knn import knn_accuracy, knn_predict
+from mfm_core.probe.knn import knn_accuracy, knn_predict, shared_knn_accuracy
 
 GOLDEN = Path(os.environ.get("MFM_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 CASES = sorted(path.parent for path in GOLDEN.glob("*/knn*/case.json"))
@@ -50,6 +51,9 @@ def test_golden_accuracies(case):
         )
         for k in config["ks"]:
             assert [best[k], five[k]] == pytest.approx(case["results"][f"k{k}_classes{classes}"])
+        bank, queries = (arrays[names[0]], arrays[names[1]]), (arrays[names[2]], arrays[names[3]])
+        shared = shared_knn_accuracy(bank, queries, classes, config["ks"], config["T"], World())
+        assert shared == {k: pytest.approx((best[k], five[k])) for k in config["ks"]}
 
 
 def blobs(n, seed):

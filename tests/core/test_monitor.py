@@ -11,6 +11,7 @@ from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.monitor.features import feature_health, rank_me
 from mfm_core.monitor.meters import Throughput, peak_memory_gb
+from mfm_core.monitor.settings import setting_name, setting_tables, split_name
 from mfm_core.monitor.writers import JsonLines, TensorBoard, duration, progress_line
 
 
@@ -163,3 +164,17 @@ def test_feature_health_without_an_answer_is_nan():
     for features in (torch.empty(0, 4), torch.tensor([[1.0, math.nan]])):
         assert all(math.isnan(v) for v in feature_health(features).values())
     assert rank_me(torch.zeros(4, 3)) == 0
+
+
+def test_numbers_by_setting_make_tables():
+    """In the order of their coming, with gaps; names of other kinds are left alone."""
+    names = [(m, s, v) for m in ("top1", "val_loss") for s, v in (("lr", 0.1), ("lr", 1e-5), ("k", 20))]
+    values = {setting_name(*name): float(i) for i, name in enumerate(names)}
+    assert list(values)[:3] == ["top1/lr_0.1", "top1/lr_1e-05", "top1/k_20"]
+    del values["val_loss/lr_0.1"]
+    by_lr, by_k = setting_tables({"top1": 9.0, "knn_20": 8.0, **values})
+    assert by_lr.head() == ["learning rate", "top-1", "validation loss"]
+    assert by_lr.cells() == [["0.1", "0", "–"], ["1e-05", "1", "4"]]
+    assert by_k.rows == (("20", (2.0, 5.0)),)
+    assert len({len(line) for line in by_lr.lines()}) == 1
+    assert split_name("train/loss") is None and split_name("knn_20") is None
