@@ -162,7 +162,6 @@ def test_moving_average(tmp_path, capsys):
 
 @pytest.mark.parametrize("task", ["finetune", "pretrain"])
 def test_resnet(task, tmp_path, capsys):
-    pytest.importorskip("mfm_image.backbones.resnet")
     cfg = config(task, arch="resnet")
     if task == "pretrain":
         cfg.MASK.METHOD, cfg.MASK.PRED_HOG = "mfm", False

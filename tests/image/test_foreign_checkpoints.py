@@ -31,7 +31,6 @@ def vit_config(size: str, side: int = 64, patch: int = 16, mean_pooling: bool = 
 
 
 def resnet_config(depth: int = 50, side: int = 64):
-    pytest.importorskip("mfm_image.backbones.resnet")
     cfg = get_cfg()
     cfg.TASK, cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH = "finetune", "", "resnet"
     cfg.TRAIN.DATASET = cfg.TEST.DATASET = "imagenet"

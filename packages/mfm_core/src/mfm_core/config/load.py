@@ -48,6 +48,13 @@ def flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+def value_of(cfg: CN, key: str) -> Any:
+    """The value at a dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
 def set_key(cfg: CN, known: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Checks `value` against the default of `key` and stores it; `where` opens the error messages."""
     if key not in known:

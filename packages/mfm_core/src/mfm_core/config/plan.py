@@ -103,6 +103,11 @@ def corruption_of(cfg: CfgNode) -> str:
     return cfg.AUG.MASK_TYPE or own.get(method_of(cfg)) or cfg.MFM.CORRUPTION
 
 
+def corrupts(cfg: CfgNode, kind: str) -> bool:
+    """Whether the run pre-trains, with this corruption of its input."""
+    return task_of(cfg) == "pretrain" and corruption_of(cfg) == kind
+
+
 def arch_of(cfg: CfgNode) -> str:
     """The kind of backbone: vit or resnet."""
     return "resnet" if cfg.MODEL.ARCH == "resnet" else "vit"
