@@ -269,6 +269,7 @@ def test_impossible_combinations(overrides, part):
         (["MFM.CORRUPTION", "sr", "MFM.SR_FACTOR", "225"], ["MFM.SR_FACTOR 225"]),
         (["DATA.TEST_CROP_SIZE", "256"], ["DATA.TEST_CROP_SIZE 256", "DATA.TRAIN_CROP_SIZE 224"]),
         (["RESNET.DEPTH", "34"], ["RESNET.DEPTH", "50"]),
+        (["TRAIN.COMPILE", "True", "MODEL.ACT_CHECKPOINT", "True"], ["TRAIN.COMPILE", "MODEL.ACT_CHECKPOINT"]),
     ],
     ids=lambda p: p[0] if isinstance(p, list) else "",
 )

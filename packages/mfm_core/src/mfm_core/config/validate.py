@@ -88,6 +88,8 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
             f"TEST.RESIZE_SIZES has {min(cfg.TEST.RESIZE_SIZES)}, which is below DATA.TEST_CROP_SIZE "
             f"{cfg.DATA.TEST_CROP_SIZE}: the crop would reach beyond the image."
         )
+    if arch_of(cfg) == "resnet" and cfg.TRAIN.COMPILE and cfg.MODEL.ACT_CHECKPOINT:
+        yield "TRAIN.COMPILE cannot compile a ResNet's MODEL.ACT_CHECKPOINT (its running statistics); take one of them."
     if cfg.MVIT.NORM != "layernorm":
         yield f"MVIT.NORM is '{cfg.MVIT.NORM}'; it can be layernorm."
     if cfg.MVIT.SIZE and any(cfg.MVIT[k] != get_cfg().MVIT[k] for k in ("EMBED_DIM", "DEPTH", "NUM_HEADS")):
