@@ -204,15 +204,21 @@ def our_name(theirs: str) -> str:
     return theirs
 
 
-def classifier(size="B", cls=True, positions="learned", classes=1000, **solver):
+def size_of(model: str) -> tuple[str, int]:
+    """Our letter for timm's name, and the patch: vit_base_patch16_224 is B, 16."""
+    size, patch = re.search(r"vit_(\w+)_patch(\d+)", model).groups()
+    return {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}[size], int(patch)
+
+
+def classifier(size="B", patch=16, cls=True, positions="learned", classes=1000, **solver):
     cfg = config(ZERO_WD_1D_PARAM=True, OPTIMIZING_METHOD="adamw", **solver)
     cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH, cfg.MODEL.NUM_CLASSES = "MViT", "vit", classes
-    return vit(cfg, size, cls, positions)
+    return vit(cfg, size, patch, cls, positions)
 
 
-def vit(cfg, size, cls, positions):
+def vit(cfg, size, patch, cls, positions):
     cfg.MVIT.SIZE, cfg.MVIT.PATCH_2D = size, True
-    cfg.MVIT.PATCH_KERNEL, cfg.MVIT.PATCH_STRIDE, cfg.MVIT.PATCH_PADDING = [16, 16], [16, 16], [0, 0]
+    cfg.MVIT.PATCH_KERNEL, cfg.MVIT.PATCH_STRIDE, cfg.MVIT.PATCH_PADDING = [patch] * 2, [patch] * 2, [0, 0]
     cfg.MVIT.CLS_EMBED_ON, cfg.MVIT.USE_FIXED_SINCOS_POS = cls, positions == "sincos"
     cfg.MVIT.USE_MEAN_POOLING, cfg.MVIT.ZERO_DECAY_POS_CLS = True, False
     return cfg
@@ -220,7 +226,7 @@ def vit(cfg, size, cls, positions):
 
 def pretrainer(method, size="B", cls=True, positions="sincos", no_decay=(), **mask):
     """A pre-training run's configuration; the parameter groups ask for no more."""
-    cfg = vit(config(ZERO_WD_1D_PARAM=True, OPTIMIZING_METHOD="adamw", NO_DECAY=no_decay), size, cls, positions)
+    cfg = vit(config(ZERO_WD_1D_PARAM=True, OPTIMIZING_METHOD="adamw", NO_DECAY=no_decay), size, 16, cls, positions)
     cfg.TASK, cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH = "pretrain", "MaskMViT", "vit"
     cfg.MASK.ENABLE, cfg.MASK.METHOD, cfg.MASK.PRETRAIN_DEPTH, cfg.AUG.MASK_RATIO = True, method, [11], 0.4
     for key, value in mask.items():
@@ -255,7 +261,7 @@ def test_groups_of_mae_finetuning(folder):
     case, _ = load_case(folder)
     about, out = case["config"], case["outputs"]
     cfg = classifier(
-        {"vit_base_patch16": "B", "vit_large_patch16": "L"}[about["model"]],
+        *size_of(about["model"]),
         classes=about["nb_classes"],
         WEIGHT_DECAY=about["weight_decay"],
         LAYER_DECAY=about["layer_decay"],
@@ -312,7 +318,7 @@ def test_groups_of_mae_priv_finetuning(folder):
     entry = case["optimizers"]["finetune"]
     args = case["recipes"][entry["config"]]["args"]
     cfg = classifier(
-        {"vit_small_patch16_224": "S", "vit_base_patch16_224": "B", "vit_large_patch16_224": "L"}[args["model"]],
+        *size_of(args["model"]),
         cls=args["use_cls_token"],
         positions="sincos",
         classes=args["nb_classes"],
@@ -406,7 +412,7 @@ def test_groups_of_mae_priv_pretraining(folder):
     args = case["recipes"][entry["config"]]["args"]
     cfg = pretrainer(
         "mae",
-        "S",
+        size_of(args["model"].replace("pretrain_mae_", "vit_"))[0],
         cls=args["use_cls_token"],
         no_decay=("mask_token",),
         HEAD_TYPE="separate_xformer",
