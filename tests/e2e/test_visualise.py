@@ -149,6 +149,31 @@ def test_keys_act(trained, photo_folder, tmp_path):
         assert len(seen) == 1 + len(changes[name]), name
 
 
+METHODS = {
+    "mae": ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "1", "MASK.DECODER_EMBED_DIM", "32"],
+    "maskfeat_pixel": ["MASK.METHOD", "maskfeat", "MASK.TARGET", "pixel"],
+    "maskfeat_spectrum": ["MASK.METHOD", "maskfeat", "MASK.TARGET", "spectrum", "MFM.GREY", "True"],
+    "mfm": ["MASK.METHOD", "mfm"],
+    "mfm_hog": ["MASK.METHOD", "mfm", "MASK.TARGET", "hog", "MASK.PRED_HOG", "True"],
+    "sr": ["MASK.METHOD", "mfm", "MFM.CORRUPTION", "sr", "MODEL.ARCH", "resnet"],
+    "denoise": ["MASK.METHOD", "mfm", "MFM.CORRUPTION", "denoise", "MFM.GREY", "True"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_shows_its_reconstruction(method, photo_folder, tmp_path):
+    """Columns as the method and the target need them, from weights that need not be trained."""
+    keys = ["MASK.PRED_HOG", "False", "MFM.RADIUS", "6", *METHODS[method], "PICTURE.KIND", "reconstruction"]
+    torch.manual_seed(0)
+    model = build_model(visualise("pretrain", photo_folder, tmp_path, *keys))
+    torch.save({"model_state": model.state_dict()}, tmp_path / "weights.pyth")
+    keys += ["TEST.CHECKPOINT_FILE_PATH", tmp_path / "weights.pyth", "PICTURE.NUM_IMAGES", "2"]
+    assert main(visualise("pretrain", photo_folder, tmp_path, *keys)) == 0
+    columns = {"mae": 4, "maskfeat_pixel": 4, "maskfeat_spectrum": 5, "mfm": 7, "mfm_hog": 4, "sr": 6, "denoise": 7}
+    side = 448 if "hog" in method else 192
+    assert shapes(tmp_path)["reconstruction"][0] == 8 + columns[method] * (side + 10) - 10
+
+
 def test_neighbours_are_the_nearest_training_images(photo_folder, tmp_path):
     """A training image asked for finds itself first; an unreadable one shifts nobody's picture."""
     photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))

@@ -13,6 +13,8 @@ from mfm_core.objective import CorruptedPrediction, MaskedPrediction
 from mfm_core.report.glyphs import hog_glyphs
 from mfm_core.report.spectrum import join_frequencies
 from mfm_core.targets.hog import HOGTarget
+from mfm_core.targets.pixel import PixelTarget
+from mfm_core.targets.spectrum import SpectrumTarget
 from mfm_image.pictures.neighbours import Neighbour, nearest, neighbours_sheet
 from mfm_image.pictures.pixels import Pixels
 from mfm_image.pictures.reconstruction import draw, reconstruction_sheet, scene_of
@@ -123,7 +125,7 @@ def test_removed_frequencies_come_from_the_prediction():
     seen = zip(columns["filtered input"], PIXELS(LowPass()(images(), hidden)))
     assert all(np.array_equal(shown, wanted) for shown, wanted in seen)
     titles = ["image = target", "filtered input", "prediction", "prediction + kept"]
-    assert list(columns) == [*titles, "image spectrum", "input spectrum", "predicted spectrum"]
+    assert list(columns) == [*titles, "target spectrum", "input spectrum", "predicted spectrum"]
 
 
 def test_spectra_are_dark_where_frequencies_are_removed():
@@ -131,7 +133,7 @@ def test_spectra_are_dark_where_frequencies_are_removed():
     _, _, scene = whole_scene(Patches(), lambda target: target(images()), LowPass(), hidden)
     columns = draw(Patches(), scene)
     for i in range(2):
-        image, seen, predicted = (columns[f"{x} spectrum"][i].astype(int) for x in ("image", "input", "predicted"))
+        image, seen, predicted = (columns[f"{x} spectrum"][i].astype(int) for x in ("target", "input", "predicted"))
         removed = hidden[i].numpy()
         dark = seen.min(axis=(0, 1))
         assert (seen[removed] == dark).all() and (seen[~removed] == image[~removed]).all()
@@ -145,11 +147,36 @@ def test_what_has_no_frequency_mask_is_not_pasted():
     noise = 0.1 * torch.randn(2, 3, SIDE, SIDE)
     _, _, scene = whole_scene(Patches(), lambda target: target(images()), corrupt, noise)
     columns = draw(Patches(), scene)
-    assert list(columns)[:4] == ["image = target", "degraded input", "prediction", "image spectrum"]
+    assert list(columns)[:4] == ["image = target", "degraded input", "prediction", "target spectrum"]
     assert np.array_equal(columns["degraded input"][1], PIXELS(images() + noise)[1])
     hog = HOGTarget((PATCH, PATCH))
     _, _, scene = whole_scene(hog, lambda target: target(images()), LowPass(), frequencies())
     assert list(draw(hog, scene)) == ["image", "filtered input", "HOG target", "predicted HOG"]
+
+
+@pytest.mark.parametrize("normalise", ["none", "unbiased", "biased"])
+@pytest.mark.parametrize("order", ["hwc", "chw"])
+def test_normalised_pixels_of_either_order(order, normalise):
+    """A perfect prediction shows the image, whatever the target has taken from it."""
+    target = PixelTarget((PATCH, PATCH), order, normalise)
+    model, output, scene = token_scene(target, lambda target: target(images()))
+    for shown, wanted in zip(draw(target, scene)["prediction"], PIXELS(images())):
+        assert np.abs(shown.astype(int) - wanted).max() <= 1
+    assert ("contrast" in reconstruction_sheet(model, images(), output, PIXELS)[1]) == (normalise != "none")
+
+
+def test_a_grey_spectrum_has_a_grey_target():
+    target, hidden = SpectrumTarget((PATCH, PATCH), grey=True), frequencies()
+    _, _, scene = whole_scene(target, lambda target: target(images()), LowPass(), hidden)
+    columns = draw(target, scene)
+    assert list(columns)[:5] == ["image", "filtered input", "grey target", "prediction", "prediction + kept"]
+    for i in range(2):
+        image, _, grey, predicted, whole = (panels[i].astype(int) for panels in list(columns.values())[:5])
+        assert (np.ptp(grey, axis=2) == 0).all() and np.ptp(image, axis=2).max() > 50 and np.ptp(grey) > 50
+        assert np.array_equal(grey, predicted) and np.abs(whole - grey).max() <= 1
+    colour = SpectrumTarget((PATCH, PATCH))
+    _, _, scene = whole_scene(colour, lambda target: target(images()), LowPass(), hidden)
+    assert list(draw(colour, scene))[0] == "image = target"
 
 
 def test_the_sheet_says_what_to_know():

@@ -19,5 +19,8 @@ class Pixels:
     std: Sequence[float]
 
     def __call__(self, images: Tensor) -> list[np.ndarray]:
-        """(B, 3, H, W) to B arrays (H, W, 3) uint8."""
-        return [denormalise(image, self.mean, self.std) for image in images]
+        """(B, 3, H, W), or (B, 1, H, W) of grey, to B arrays (H, W, 3) uint8."""
+        mean, std = self.mean, self.std
+        if images.shape[1] == 1:  # luma of normalised channels: neutral where it is shown, too
+            mean, std = ([sum(values) / len(values)] for values in (mean, std))
+        return [denormalise(image, mean, std) for image in images]

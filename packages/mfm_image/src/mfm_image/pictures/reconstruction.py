@@ -20,6 +20,7 @@ from mfm_core.report.glyphs import hog_glyphs
 from mfm_core.report.panels import masked_image, sheet
 from mfm_core.report.spectrum import join_frequencies, log_amplitude, spectrum_panel
 from mfm_core.targets.hog import HOGTarget
+from mfm_core.targets.pixel import PixelTarget
 from mfm_image.pictures.pixels import Pixels
 
 _GLYPH_SIDE = 448
@@ -30,8 +31,8 @@ REMARKS = {
     "HOG target": "strokes lie along the edges that a cell holds",
     "predicted HOG": "bright where the loss counts",
     "prediction + visible": "in the last column, what the encoder saw in place of its prediction",
-    "prediction + kept": "prediction + kept: removed frequencies from the prediction, the others from the image",
-    "image spectrum": "spectra: log amplitude, frequency zero in the middle, in each row's own colour scale",
+    "prediction + kept": "prediction + kept: removed frequencies from the prediction, the others from the target",
+    "target spectrum": "spectra: log amplitude, frequency zero in the middle, in each row's own colour scale",
 }
 """Title -> what a reader of the sheet should know of that column."""
 
@@ -74,6 +75,8 @@ def reconstruction_sheet(
     scene = scene_of(model, images, output, pixels)
     columns = draw(model.target, scene)
     remarks = [remark for title, remark in REMARKS.items() if title in columns]
+    if isinstance(model.target, PixelTarget) and model.target.normalise != "none":
+        remarks.append("the mean and the contrast of each patch are not predicted, and taken from the image")
     return sheet(list(zip(*columns.values())), list(columns), captions), "; ".join(remarks)
 
 
@@ -92,16 +95,24 @@ def scene_of(model: Pretraining, images: Tensor, output: PretrainOutput, pixels:
 
 @singledispatch
 def draw(target: Target, scene: Scene) -> Columns:
-    """The columns for a target that is an image in another order: `target.to_images(tokens, images)` undoes that."""
-    prediction = target.to_images(scene.output.prediction, scene.images).to(scene.images.dtype)
-    columns = {"image = target": scene.pixels(scene.images), **scene.input(), "prediction": scene.pixels(prediction)}
+    """The columns for a target that is an image in another order: `target.to_images(tokens, images)` undoes that.
+
+    Where it is a grey one, which is not what is shown first, it has a column of its own.
+    """
+    wanted, prediction = (
+        target.to_images(x, scene.images).to(scene.images.dtype) for x in (scene.output.target, scene.output.prediction)
+    )
+    grey = wanted.shape != scene.images.shape
+    columns = {"image" if grey else "image = target": scene.pixels(scene.images), **scene.input()}
+    columns |= {"grey target": scene.pixels(wanted)} if grey else {}
+    columns["prediction"] = scene.pixels(prediction)
     if scene.hidden is not None:
         whole = torch.where(_over_pixels(scene.hidden, scene.patch)[:, None], prediction, scene.images)
         return {**columns, "prediction + visible": scene.pixels(whole)}
     if scene.frequencies is not None:
-        whole = join_frequencies(prediction, scene.images, scene.frequencies)
+        whole = join_frequencies(prediction, wanted, scene.frequencies)
         columns["prediction + kept"] = scene.pixels(whole)
-    return {**columns, **_spectra(scene, prediction)}
+    return {**columns, **_spectra(scene, wanted, prediction)}
 
 
 @draw.register
@@ -132,10 +143,10 @@ def _paste(image: np.ndarray, glyphs: np.ndarray, hidden: np.ndarray, side: int)
     return np.where(covered[..., None], glyphs, np.asarray(enlarged))
 
 
-def _spectra(scene: Scene, prediction: Tensor) -> Columns:
-    """Log amplitudes of image, input and prediction, each row in the colours of its image."""
-    titles = ("image spectrum", "input spectrum", "predicted spectrum")
-    amplitudes = [log_amplitude(x) for x in (scene.images, scene.seen, prediction)]
+def _spectra(scene: Scene, wanted: Tensor, prediction: Tensor) -> Columns:
+    """Log amplitudes of target, input and prediction, each row in the colours of its target."""
+    titles = ("target spectrum", "input spectrum", "predicted spectrum")
+    amplitudes = [log_amplitude(x) for x in (wanted, scene.seen, prediction)]
     return {title: [spectrum_panel(*pair) for pair in zip(a, amplitudes[0])] for title, a in zip(titles, amplitudes)}
 
 
