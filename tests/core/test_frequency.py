@@ -14,7 +14,9 @@ from mfm_core.corruption.noise import NoiseDraws
 from mfm_core.errors import UserError
 from mfm_core.losses.frequency import REDUCTIONS, FrequencyDistance, PastedDistance, Variant
 from mfm_core.masking.frequency import FrequencyMask, disc
+from mfm_core.nn.init import init_beit
 from mfm_core.nn.patchify import patchify, unpatchify
+from mfm_core.nn.vit import VisionTransformer
 from mfm_core.targets.spectrum import SpectrumTarget
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -287,3 +289,14 @@ def test_loss_is_in_float32_under_autocast():
         torch.testing.assert_close(loss(tokens(0), tokens(1), mask), expected, rtol=1e-6, atol=0)
         rounded = loss(tokens(0).bfloat16(), tokens(1), mask)
     torch.testing.assert_close(rounded, expected, rtol=1e-2, atol=0)
+
+
+def test_the_residual_stream_starts_even():
+    """BEiT's start: what each block adds shrinks with its depth; biases are zero."""
+    vit = VisionTransformer((32, 32), (8, 8), (8, 8), (0, 0), embed_dim=96, depth=4, num_heads=3)
+    init_beit(vit)
+    for depth, block in enumerate(vit.blocks, start=1):
+        for layer in (block.attn.proj, block.mlp.fc2):
+            assert float(layer.weight.detach().std()) == pytest.approx(0.02 / math.sqrt(2 * depth), rel=0.05)
+            assert not layer.bias.any()
+        assert float(block.mlp.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.05)

@@ -1,13 +1,16 @@
-"""The initialisation of masked autoencoders (official MAE, He et al. 2022): Xavier for what multiplies, zero elsewhere.
+"""How the methods start their models: masked autoencoders as official MAE (He et al. 2022), MFM's ViT as BEiT.
 
-mmpretrain's MFF and MAE-priv start from the same distributions.
+mmpretrain's MFF and MAE-priv start from the same distributions as MAE.
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
+
+from mfm_core.nn.vit import VisionTransformer, init_weights
 
 TOKENS = ("cls_token", "mask_token")
 
@@ -34,3 +37,16 @@ def init_autoencoder(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] in TOKENS:
             nn.init.normal_(parameter, std=0.02)
+
+
+@torch.no_grad()
+def init_beit(vit: VisionTransformer) -> None:
+    """Starts a ViT anew, in place, as BEiT does (Bao et al. 2022), whose encoder MFM's is.
+
+    Weights truncated normal with 0.02, biases zero, norms 1 and 0; what the block of depth i (from 1) adds to the
+    residual stream is divided by sqrt(2 i).
+    """
+    init_weights(vit, bias=0.0)
+    for depth, block in enumerate(vit.blocks, start=1):
+        for layer in (block.attn.proj, block.mlp.fc2):
+            layer.weight.div_(math.sqrt(2 * depth))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from mfm_core.config.plan import corruption_of
+from mfm_core.config.plan import arch_of, corruption_of
 from mfm_core.corruption.blur_kernels import BlurKernels
 from mfm_core.corruption.degrade import AddedNoise, Blur, LowResolution, NoDraw
 from mfm_core.corruption.frequency import ClampedFilter, MagnitudeFilter
@@ -16,6 +16,7 @@ from mfm_core.corruption.noise import NoiseDraws
 from mfm_core.heads.linear import SeparateHeads
 from mfm_core.interfaces import Grid
 from mfm_core.masking.frequency import FrequencyMask
+from mfm_core.nn.init import init_beit
 from mfm_core.objective import CorruptedPrediction
 from mfm_core.registry import Registry
 from mfm_image.methods.parts import (
@@ -36,6 +37,8 @@ def mfm_from_cfg(cfg: CfgNode) -> CorruptedPrediction:
     """The clean image, or another target, by a linear layer from the last tokens of a ViT or a ResNet."""
     backbone = backbone_from_cfg(cfg)
     check_patches(cfg, backbone)
+    if arch_of(cfg) == "vit":
+        init_beit(backbone)
     target = target_from_cfg(cfg, backbone)
     return CorruptedPrediction(
         backbone=backbone,
