@@ -7,11 +7,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
 from torch import Tensor
 
 from mfm_core.corruption.frequency import ClampedFilter
 from mfm_core.losses.frequency import FrequencyDistance
+from mfm_core.nn.attention import KeylessBiasAttention
 from mfm_core.objective import CorruptedPrediction, MaskedPrediction, Pretraining
 from mfm_core.targets.hog import HOGTarget, group
 
@@ -43,13 +43,13 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return weights.softmax(dim=-1) @ v
 
 
-class PlainAttention(Attention):
-    """timm's attention with `plain_attention` inside."""
+class PlainAttention(KeylessBiasAttention):
+    """timm's attention with `plain_attention` inside; biases on the keys or not."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         b, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.project(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(plain_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
 
 
@@ -75,7 +75,9 @@ def with_plain_attention(model: Pretraining) -> Pretraining:
     plain = copy.deepcopy(model)
     for block in getattr(plain.backbone, "blocks", ()):
         ours = block.attn
-        block.attn = PlainAttention(ours.num_heads * ours.head_dim, ours.num_heads, qkv_bias=ours.qkv.bias is not None)
+        split = isinstance(ours, KeylessBiasAttention) and ours.q_bias is not None
+        block.attn = PlainAttention(ours.num_heads * ours.head_dim, ours.num_heads, qkv_bias=split)
+        block.attn.qkv = ours.qkv
         block.attn.load_state_dict(ours.state_dict())
     return plain.to(next(model.parameters()).device)
 

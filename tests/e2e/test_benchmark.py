@@ -8,12 +8,15 @@ import sys
 import pytest
 from paths import TOOLS
 
-TINY = ("MVIT.EMBED_DIM", "48", "MVIT.DEPTH", "2", "MVIT.NUM_HEADS", "3", "MASK.PRETRAIN_DEPTH", "[1]")
+TINY = ("MVIT.SIZE", "", "MVIT.EMBED_DIM", "48", "MVIT.DEPTH", "2", "MVIT.NUM_HEADS", "3")
+DECODER = ("MASK.DECODER_DEPTH", "1", "MASK.DECODER_EMBED_DIM", "32", "MASK.DECODER_NUM_HEADS", "2")
 SMALL = ("DATA.TRAIN_CROP_SIZE", "64", "DATA.TEST_CROP_SIZE", "64")
 CASES = {
     "hog": (),
     "attention": ("--attention-shapes", "1", "2", "9", "8"),
-    "step": ("--batch", "2", "--set", *TINY, *SMALL),
+    "step": ("--batch", "2", "--set", *TINY, *SMALL, "MASK.PRETRAIN_DEPTH", "[1]"),
+    "mae": ("--batch", "2", "--set", *TINY, *DECODER, *SMALL),
+    "mfm": ("--batch", "2", "--set", *TINY, *SMALL),
     "loader": ("--photos", "20"),
 }
 
