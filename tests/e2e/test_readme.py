@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
-from paths import REPOSITORY
+from paths import REPOSITORY, TOOLS
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if "run_net.py" in line]
 
+spec = importlib.util.spec_from_file_location("run_net_of_readme", TOOLS / "run_net.py")
+run_net = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run_net)
+
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command):
+def test_command(command, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     words = shlex.split(command)
     arguments = words[words.index("tools/run_net.py") + 1 :]
     if arguments[0] == "doctor":
         del arguments[0]
     if "--dry-run" not in arguments:
         arguments.append("--dry-run")
-    done = subprocess.run(
-        [sys.executable, "tools/run_net.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "parameters" in done.stdout
+    assert run_net.main(arguments) == 0, capsys.readouterr().err
+    assert "parameters" in capsys.readouterr().out
 
 
 def test_make_targets_exist():
