@@ -112,11 +112,17 @@ def step_rows(args: argparse.Namespace, name: str, backbone: str, config: Path, 
         remark = utilisation(flops, size, times[way], side, rates[side.precision], peak)
         remark += f"; {equal}" if way == base else ""
         yield Row(name, f"{model_name}, batch {size}, {way}", threads, times[base], times[way], remark)
-    yield from product_rows(sides[base].precision, kinds, times, rates, PRODUCT[device.type], threads)
+    yield from product_rows(name, sides[base].precision, kinds, times, rates, PRODUCT[device.type], threads)
 
 
 def product_rows(
-    base: str, kinds: Iterable[str], times: dict[str, float], rates: dict[str, float], side: int, threads: int
+    name: str,
+    base: str,
+    kinds: Iterable[str],
+    times: dict[str, float],
+    rates: dict[str, float],
+    side: int,
+    threads: int,
 ) -> Iterator[Row]:
     """The matrix product of each precision beside the one of `base`; rates: FLOP/s."""
     for kind in kinds:
@@ -125,7 +131,7 @@ def product_rows(
                 f"{rates[base] / 1e12:.3g} and {rates[kind] / 1e12:.3g} TFLOP/s: "
                 f"bounds what {kind} gains where the time goes into products"
             )
-            yield Row("step", f"product {side}^3, {base} beside {kind}", threads, times[base], times[kind], remark)
+            yield Row(name, f"product {side}^3, {base} beside {kind}", threads, times[base], times[kind], remark)
 
 
 def dense_peak(device: torch.device) -> float | None:
