@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from mfm_image.entry import main
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
@@ -11,3 +13,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a configuration that must fail; the one line it says."""
+
+    def error_of(cfg) -> str:
+        capsys.readouterr()
+        assert main(cfg) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return error_of

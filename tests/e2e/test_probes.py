@@ -34,20 +34,6 @@ def pretrained(photo_folder, tmp_path_factory) -> Path:
     return output / "checkpoints" / "checkpoint_epoch_00002.pyth"
 
 
-@pytest.fixture
-def error_of(capsys):
-    """The one line of a run that must fail."""
-
-    def error_of(cfg) -> str:
-        capsys.readouterr()
-        assert main(cfg) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return error_of
-
-
 def log_of(output: Path, kind: str) -> list[dict]:
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]

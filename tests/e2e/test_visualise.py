@@ -28,20 +28,6 @@ def trained(request, photo_folder, tmp_path_factory):
     return request.param, output
 
 
-@pytest.fixture
-def error_of(capsys):
-    """Runs a configuration that must fail; the one line it says."""
-
-    def error_of(cfg) -> str:
-        capsys.readouterr()
-        assert main(cfg) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return error_of
-
-
 def visualise(kind, photos, output, *overrides):
     return tiny_config(kind, photos, output, *ONE_EPOCH, "TASK", "visualise", *overrides)
 

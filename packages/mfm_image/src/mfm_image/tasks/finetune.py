@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
-import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from PIL import Image
@@ -15,43 +13,27 @@ from mfm_core.config.plan import arch_of
 from mfm_core.data.loader import Loader
 from mfm_core.data.mixing import Mixer
 from mfm_core.engine.evaluate import evaluate_classifier
-from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
 from mfm_core.monitor.settings import setting_name
 from mfm_core.parallel.world import World
-from mfm_image.data.build import eval_dataset, eval_loader, resized, train_dataset
-from mfm_image.models import build_model, example_input
+from mfm_image.data.build import eval_loader, resized
 from mfm_image.pictures.attention import attention_sheet, heat_caption
 from mfm_image.pictures.inputs import from_dataset
 from mfm_image.pictures.pixels import Pixels
+from mfm_image.tasks.classification import ClassificationTask
 from mfm_image.tasks.periods import is_due
 
-logger = logging.getLogger(__name__)
 
-
-class FinetuneTask:
+class FinetuneTask(ClassificationTask):
     """Classification with the loss that MODEL.LOSS_FUNC names, of hard, smoothed or mixed labels."""
 
     def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
-        self.cfg, self.world = cfg, world
-        self.autocast = autocast_factory(precision, world.device)
-        self.train_set = train_dataset(cfg, fraction=cfg.DATA.LABEL_FRACTION)
-        self.files = len(self.train_set)
-        classes = self.train_set.folder.classes
-        check_classes(cfg, len(classes))
-        self.model = build_model(cfg)
-        self.summary_input = example_input(cfg, self.model.backbone.grid)
-        self.val_loader = eval_loader(cfg, eval_dataset(cfg, "val", classes), world)
+        super().__init__(cfg, world, precision)
         self.criterion = CLASS_LOSSES.get(cfg.MODEL.LOSS_FUNC)
         self.mixer = mixer_from_cfg(cfg, world)
         self.smoothing = smoothing_of(cfg)
-        self.warnings: list[str] = []
-
-    def eval_loaders(self) -> list[Loader]:
-        """The validation images'."""
-        return [self.val_loader]
 
     def prepare(self, batch: Batch) -> Batch:
         """Mixes images and labels and smooths labels, where MIXUP says so; labels are then (B, classes)."""
@@ -63,17 +45,9 @@ class FinetuneTask:
         target = smooth_labels(target, self.smoothing, self.cfg.MIXUP.LABEL_SMOOTH_OVER)
         return replace(batch, inputs=inputs, labels=target)
 
-    def weight(self, batch: Batch) -> Tensor:
-        """The number of images."""
-        return torch.full((), float(len(batch)), device=batch.inputs.device)
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the images."""
         return self.criterion(model(batch.inputs), batch.labels)
-
-    def metrics(self) -> dict[str, Tensor]:
-        """None beside the loss."""
-        return {}
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
         """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so.
@@ -114,10 +88,6 @@ class FinetuneTask:
         sheet = attention_sheet(model, shown.images.to(self.world.device), pixels, *how, shown.classes)
         return [("attention", sheet, f"attention rollout after {epoch} epochs: {heat_caption(*how)}")]
 
-    def file_name(self, index: int) -> str:
-        """The path of training file `index`."""
-        return self.train_set.folder.paths[index]
-
 
 def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
     """Mixup and CutMix per batch; None where both are off. Raises UserError for batches that have no pairs."""
@@ -140,12 +110,3 @@ def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
 def smoothing_of(cfg: CfgNode) -> float:
     """How much the training labels are smoothed."""
     return cfg.MIXUP.LABEL_SMOOTH_VALUE if cfg.MIXUP.ENABLE or cfg.MIXUP.LABEL_SMOOTH_ALWAYS else 0.0
-
-
-def check_classes(cfg: CfgNode, classes: int) -> None:
-    """Raises UserError where MODEL.NUM_CLASSES is not the number of class folders."""
-    if classes != cfg.MODEL.NUM_CLASSES:
-        raise UserError(
-            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.DATA.PATH_TO_DATA_DIR}/train has {classes} "
-            f"classes; set MODEL.NUM_CLASSES {classes}."
-        )

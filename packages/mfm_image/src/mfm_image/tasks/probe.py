@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
-from PIL import Image
 from torch import Tensor, nn
 
-from mfm_core.data.loader import Loader
 from mfm_core.engine.evaluate import evaluate_heads
-from mfm_core.engine.precision import autocast_factory
 from mfm_core.heads.probe import FeatureNorm
 from mfm_core.interfaces import Batch
 from mfm_core.monitor.settings import setting_name
-from mfm_core.objective import LinearProbe
 from mfm_core.parallel.world import World
-from mfm_image.data.build import eval_dataset, eval_loader, train_dataset
-from mfm_image.models import build_model, example_input
-from mfm_image.tasks.finetune import check_classes
+from mfm_image.tasks.classification import ClassificationTask
 from mfm_image.tasks.periods import is_due
 
 
-class ProbeTask:
+class ProbeTask(ClassificationTask):
     """Cross-entropy of linear classifiers on frozen features; they share nothing but what they read."""
 
     def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
-        self.cfg, self.world = cfg, world
-        self.autocast = autocast_factory(precision, world.device)
-        self.train_set = train_dataset(cfg, fraction=cfg.DATA.LABEL_FRACTION)
-        self.files = len(self.train_set)
-        classes = self.train_set.folder.classes
-        check_classes(cfg, len(classes))
-        self.model: LinearProbe = build_model(cfg)
+        super().__init__(cfg, world, precision)
         if isinstance(self.model.head.batch_norm, FeatureNorm):
             self.model.head.batch_norm.sum_over_processes = world.all_sum
         self.lrs = list(cfg.PROBE.LRS) or [cfg.SOLVER.BASE_LR]
-        self.summary_input = example_input(cfg, self.model.backbone.grid)
-        self.val_loader = eval_loader(cfg, eval_dataset(cfg, "val", classes), world)
-        self.warnings: list[str] = []
         if cfg.TRAIN.ENABLE and not cfg.TRAIN.CHECKPOINT_FILE_PATH:
             self.warnings.append("TRAIN.CHECKPOINT_FILE_PATH is empty: the probe reads an encoder of random weights.")
-
-    def eval_loaders(self) -> list[Loader]:
-        """The validation images'."""
-        return [self.val_loader]
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Nothing is mixed."""
-        return batch
-
-    def weight(self, batch: Batch) -> Tensor:
-        """The number of images."""
-        return torch.full((), float(len(batch)), device=batch.inputs.device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum over the classifiers of their means over the images, so that each learns as if it were alone."""
         logits = model(batch.inputs)
         labels = batch.labels.repeat(len(logits))
         return F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / len(batch)
-
-    def metrics(self) -> dict[str, Tensor]:
-        """None beside the loss."""
-        return {}
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
         """top1, top5 and val_loss of the classifier with the best top1, `best_lr`, and those of each learning rate."""
@@ -78,11 +46,3 @@ class ProbeTask:
             for lr, values in zip(self.lrs, found)
         }
         return {**found[best], "best_lr": self.lrs[best], **each}
-
-    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Image.Image, str]]:
-        """None: a classifier predicts numbers."""
-        return []
-
-    def file_name(self, index: int) -> str:
-        """The path of training file `index`."""
-        return self.train_set.folder.paths[index]
