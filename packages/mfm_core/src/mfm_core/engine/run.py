@@ -228,7 +228,11 @@ def _newest_checkpoint(folder: Path, plan: RunPlan) -> str:
             "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
         )
     # names tell the order of epochs and steps to the plan that made them, which an evaluating task does not know
-    return str(paths[0] if plan.task not in UNTRAINED_TASKS else max(paths, key=lambda path: path.stat().st_mtime_ns))
+    return str(
+        paths[0]
+        if plan.files and plan.task not in UNTRAINED_TASKS
+        else max(paths, key=lambda path: path.stat().st_mtime_ns)
+    )
 
 
 def _plain(node: CfgNode) -> dict:
