@@ -57,7 +57,7 @@ def explain(task: ClassifierTask, model: Classifier) -> list[Drawn]:
     return [("attention", sheet, f"attention rollout: {heat_caption(*how)}")]
 
 
-def at_sizes(task: ClassifierTask, model: Classifier, known: dict[str, float]) -> dict[str, float]:
+def at_sizes(task: ClassifierTask, model: Classifier, known: dict[str, float]) -> tuple[dict[str, float], list[Drawn]]:
     """top1/resize_SIZE and top5/resize_SIZE with the short side resized to each of TEST.RESIZE_SIZES, if several.
 
     The first size is the one that counts, and its accuracy is `known`.
@@ -67,7 +67,7 @@ def at_sizes(task: ClassifierTask, model: Classifier, known: dict[str, float]) -
     for size in sizes if len(sizes) > 1 else ():
         at = known if size == sizes[0] else task.accuracy(model, resized(cfg, dataset, size))
         found |= {setting_name(top, "resize", size): at[top] for top in ("top1", "top5")}
-    return found
+    return found, []
 
 
 def seen_as(cfg: CfgNode) -> dict[str, Any]:

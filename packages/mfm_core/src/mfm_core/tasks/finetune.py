@@ -28,6 +28,7 @@ class FinetuneTask(ClassificationTask):
         self.criterion = CLASS_LOSSES.get(cfg.MODEL.LOSS_FUNC)
         self.mixer = mixer_from_cfg(cfg, world)
         self.smoothing = smoothing_of(cfg)
+        self._finished: list[Drawn] = []
 
     def prepare(self, batch: Batch) -> Batch:
         """Mixes inputs and labels and smooths labels, where MIXUP says so; labels are then (B, classes)."""
@@ -52,7 +53,10 @@ class FinetuneTask(ClassificationTask):
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
         values = self._accuracy(model, self.val_loader) if self.val_loader else {}
-        return values | self.modality.finish(self, model, values) if last else values
+        if last:
+            found, self._finished = self.modality.finish(self, model, values)
+            values |= found
+        return values
 
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
         """What `evaluate_classifier` gives for a data set."""
@@ -62,10 +66,10 @@ class FinetuneTask(ClassificationTask):
         return evaluate_classifier(model, loader, self.world, self.autocast, self.criterion)
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
-        """At the end, what the modality shows of a few validation files."""
+        """At the end, what the modality shows of its test and of a few validation files."""
         if not last or not self.cfg.MONITOR.NUM_PICTURES or not self.world.is_main:
             return []
-        drawn = self.modality.explain(self, model)
+        drawn = [*self.modality.explain(self, model), *self._finished]
         return [(name, picture, f"after {epoch} epochs: {caption}") for name, picture, caption in drawn]
 
 

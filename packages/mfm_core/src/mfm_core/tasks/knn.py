@@ -20,7 +20,7 @@ from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_core.probe.store import load_features, save_features, weights_digest
-from mfm_core.tasks.modality import Listing, Modality
+from mfm_core.tasks.modality import Drawn, Listing, Modality
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,10 @@ class KnnTask:
     def eval_loaders(self) -> list[Loader]:
         """Both sets'."""
         return list(self.loaders.values())
+
+    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
+        """None: TASK visualise draws neighbours."""
+        return []
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:

@@ -101,8 +101,8 @@ class Modality:
     stills: of a batch of inputs, an (H, W, 3) uint8 array each. reconstruct: pictures of what pre-training predicts for
     a few inputs. explain: pictures of a classifier's view of a few validation files.
 
-    finish: what else is measured after the last epoch, and when testing, given the accuracy that is already known.
-    tests_itself: whether that is the test, which then needs no validation files.
+    finish: what else is measured after the last epoch, and when testing, given the accuracy that is already known; the
+    numbers and their pictures. tests_itself: whether that is the test, which then needs no validation files.
     """
 
     noun: str
@@ -115,7 +115,7 @@ class Modality:
     stills: Callable[[CfgNode, Tensor], list[np.ndarray]]
     reconstruct: Callable[[CfgNode, Pretraining, Tensor, PretrainOutput], list[Drawn]]
     explain: Callable[[ClassifierTask, Classifier], list[Drawn]]
-    finish: Callable[[ClassifierTask, Classifier, dict[str, float]], dict[str, float]]
+    finish: Callable[[ClassifierTask, Classifier, dict[str, float]], tuple[dict[str, float], list[Drawn]]]
     tests_itself: bool
     seen_as: Callable[[CfgNode], dict[str, Any]]
     published: tuple[str, int]
