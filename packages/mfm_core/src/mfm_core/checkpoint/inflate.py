@@ -26,7 +26,8 @@ TABLES = ("backbone.pos_embed", "head.pos_embed")
 def fit_clips(checkpoint: Checkpoint, own: State, grid: Grid, fixed: Collection[str]) -> list[str]:
     """Fits patch kernel and positions of a checkpoint to a model of clips, in place; what was done, in words.
 
-    own: the model's tensors. grid: its tokens; a model of images is left alone. fixed: tables that are sin-cos ones. Raises UserError where a position table cannot be made.
+    own: the model's tensors. grid: its tokens; a model of images is left alone. fixed: tables that are sin-cos ones.
+    Raises UserError where a position table cannot be made.
     """
     if len(grid) != 3:
         return []

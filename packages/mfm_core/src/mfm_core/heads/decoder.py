@@ -21,8 +21,8 @@ class TransformerDecoder(nn.Module):
     places that are hidden, positions, blocks, a norm and the prediction.
 
     num_prefix_tokens: of the encoder. decode_prefix: whether the blocks see the class token, with a position of zeros
-    (MAE, mmpretrain), or not (MAE-priv). positions: sincos, as in these, or what else `make_positions` makes: PySlowFast
-    learns a table for clips. sincos_first: see `sincos_2d`.
+    (MAE, mmpretrain), or not (MAE-priv). positions: sincos, as in these, or another kind of `make_positions`:
+    PySlowFast learns them on clips. sincos_first: see `sincos_2d`.
     """
 
     def __init__(

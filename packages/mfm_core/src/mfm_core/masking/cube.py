@@ -11,8 +11,8 @@ from mfm_core.masking.block import BlockMask
 class CubeMask(BlockMask):
     """Hides cubes until `ratio` of the window is hidden, or until a hundred attempts in a row find no room.
 
-    A cube's face is shaped as `BlockMask` says, with an area between a fifth of the window's and all of it, however much
-    is still missing; the cube lasts for a number of time steps drawn evenly from 1 to all. exact: see `BlockMask`.
+    A cube's face is shaped as `BlockMask` says, with an area between a fifth of the window's and all of it, however
+    much is still missing; the cube lasts for a number of time steps drawn evenly from 1 to all. exact: see `BlockMask`.
     """
 
     attempts = 100

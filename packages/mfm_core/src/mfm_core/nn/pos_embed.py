@@ -35,8 +35,8 @@ def sincos_2d(grid: tuple[int, int], dim: int, cls_token: bool, first: str = "co
 def sincos_3d(grid: tuple[int, int, int], dim: int, cls_token: bool, first: str = "column") -> Tensor:
     """(1, [1 +] t * h * w, dim) float32 table, tokens row-major; a class token gets zeros.
 
-    Time has the first quarter of the channels, space the others, as `sincos_2d` (PySlowFast, Feichtenhofer et al. 2022).
-    Raises ValueError where dim is not a multiple of 16.
+    Time has the first quarter of the channels, space the others, see `sincos_2d` (PySlowFast; Feichtenhofer et al.
+    2022). Raises ValueError where dim is not a multiple of 16.
     """
     if dim % 16:
         raise ValueError(f"sin-cos positions of clips need a width that is a multiple of 16, not {dim}")
