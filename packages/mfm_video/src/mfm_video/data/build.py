@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from mfm_core.config import task_of
-from mfm_core.data.loader import Loader, build_loader
-from mfm_core.data.sampler import EvalSampler
+from mfm_core.data.listing import class_names
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
-from mfm_core.parallel.world import World
 from mfm_video.data.dataset import MultiViewDataset, Opener, VideoDataset
 from mfm_video.data.decode import open_video
 from mfm_video.data.lists import VideoList, list_videos
@@ -21,8 +22,6 @@ from mfm_video.data.transforms import TrainClipTransform, ViewTransform
 
 EVAL_SEED = 0
 """Which videos and masks look after a run does not depend on its seed, so that runs can be compared."""
-EVAL_WORKERS = 4
-"""At most; they stay alive beside those of training."""
 
 
 def train_transform(cfg: CfgNode, erase: bool = True) -> TrainClipTransform:
@@ -65,28 +64,28 @@ def opener(cfg: CfgNode) -> Opener:
     return partial(open_video, backend=cfg.DATA.DECODING_BACKEND, folder_fps=cfg.DATA.TARGET_FPS)
 
 
-def videos_of(cfg: CfgNode, split: str) -> VideoList:
-    """The list of a split. Class folders are numbered as those of the training split."""
-    num_classes = 0 if task_of(cfg) == "pretrain" else cfg.MODEL.NUM_CLASSES
-    listing = partial(
-        list_videos,
+def videos_of(cfg: CfgNode, split: str, classes: Sequence[str] = ()) -> VideoList:
+    """The list of a split; `classes` are the training split's, which class folders and labels have to be of.
+
+    The labels of a list have to be below MODEL.NUM_CLASSES but in pre-training, which needs none.
+    """
+    return list_videos(
         data_root(cfg),
-        num_classes=num_classes,
+        split,
+        num_classes=0 if task_of(cfg) == "pretrain" else cfg.MODEL.NUM_CLASSES,
         separator=cfg.DATA.PATH_LABEL_SEPARATOR,
         prefix=cfg.DATA.PATH_PREFIX,
+        classes=classes,
     )
-    videos = listing(split)
-    if split != "train" and videos.classes:
-        videos = listing(split, classes=listing("train").classes)
-    if num_classes and len(videos.classes) > num_classes:
-        raise UserError(
-            f"MODEL.NUM_CLASSES is {num_classes}, but {videos.source} has {len(videos.classes)} class folders; set "
-            f"MODEL.NUM_CLASSES {len(videos.classes)}."
-        )
-    return videos
 
 
-def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fraction: float = 1.0) -> VideoDataset:
+def has_split(cfg: CfgNode, split: str) -> bool:
+    """Whether there is a list or a folder of that split."""
+    place = os.path.join(data_root(cfg), split)
+    return os.path.isfile(f"{place}.csv") or os.path.isdir(place)
+
+
+def train_dataset(cfg: CfgNode, masks: MaskGenerator | None = None, fraction: float = 1.0) -> VideoDataset:
     """The augmented training clips; `fraction` of the labels of each class."""
     videos = videos_of(cfg, "train")
     return VideoDataset(
@@ -96,41 +95,36 @@ def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fra
         cfg.RNG_SEED,
         clips=cfg.DATA.TRAIN_CROP_NUM_TEMPORAL,
         num_samples=cfg.AUG.NUM_SAMPLE,
-        mask_generator=mask_generator,
+        mask_generator=masks,
         first_view=train_transform(cfg, erase=False) if cfg.AUG.RE_SPLIT and cfg.AUG.NUM_SAMPLE > 1 else None,
         opener=opener(cfg),
     )
 
 
 def eval_dataset(
-    cfg: CfgNode, split: str = "val", videos: int = 0, mask_generator: MaskGenerator | None = None
+    cfg: CfgNode,
+    split: str,
+    classes: Sequence[str] = (),
+    count: int = 0,
+    masks: MaskGenerator | None = None,
 ) -> VideoDataset:
-    """The clip in the middle of each video of `split`, its middle cropped, without augmentation.
-
-    Args:
-        cfg: the configuration.
-        split: train, val or test.
-        videos: about how many of them, at least one of each class; 0 for all.
-        mask_generator: draws what hides a part of each clip, the same in every run.
-    """
-    chosen = videos_of(cfg, split)
-    if 0 < videos < len(chosen):
-        chosen = chosen.subset(videos / len(chosen), EVAL_SEED)
+    """The clip in the middle of each video of `split`, its middle cropped; `count` of them, at least one of each class,
+    0 for all."""
+    videos = videos_of(cfg, split, classes)
+    if 0 < count < len(videos):
+        videos = videos.subset(count / len(videos), EVAL_SEED)
+    middle = view_transforms(cfg, crops=1)[0]
     return VideoDataset(
-        chosen,
-        clip_spec(cfg),
-        view_transforms(cfg, crops=1)[0],
-        EVAL_SEED,
-        mask_generator=mask_generator,
-        train=False,
-        opener=opener(cfg),
+        videos, clip_spec(cfg), middle, EVAL_SEED, mask_generator=masks, train=False, opener=opener(cfg)
     )
 
 
-def test_dataset(cfg: CfgNode, num_clips: int = 0, split: str = "test") -> MultiViewDataset:
+def test_dataset(
+    cfg: CfgNode, num_clips: int = 0, split: str = "test", classes: Sequence[str] = ()
+) -> MultiViewDataset:
     """All views of all test videos; `num_clips` of them in time, TEST.NUM_ENSEMBLE_VIEWS where that is 0."""
     return MultiViewDataset(
-        videos_of(cfg, split),
+        videos_of(cfg, split, classes or _folder_classes(cfg)),
         clip_spec(cfg),
         view_transforms(cfg, cfg.TEST.NUM_SPATIAL_CROPS),
         num_clips or cfg.TEST.NUM_ENSEMBLE_VIEWS,
@@ -139,12 +133,10 @@ def test_dataset(cfg: CfgNode, num_clips: int = 0, split: str = "test") -> Multi
     )
 
 
-def eval_loader(cfg: CfgNode, dataset: VideoDataset | MultiViewDataset, world: World) -> Loader:
-    """This process's share of `dataset`, each item once over all; TEST.BATCH_SIZE items per machine at a time."""
-    batch_size = max(1, cfg.TEST.BATCH_SIZE * world.num_shards // world.size)
-    sampler = EvalSampler(len(dataset), batch_size, world.rank, world.size)
-    pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
-    return build_loader(dataset, sampler, min(cfg.DATA_LOADER.NUM_WORKERS, EVAL_WORKERS), pin_memory)
+def _folder_classes(cfg: CfgNode) -> tuple[str, ...]:
+    """The class folders of the training split, where there are any: the numbers of classes are its."""
+    folder = Path(data_root(cfg), "train")
+    return tuple(class_names(folder)) if folder.is_dir() else ()
 
 
 def data_root(cfg: CfgNode) -> str:

@@ -34,7 +34,7 @@ class VideoDataset(Dataset):
     place, and `Sample.index` is the one used. In evaluation the sample has no views, and is left out of its batch.
 
     Args:
-        videos: paths and labels.
+        listing: paths and labels.
         spec: what a clip is.
         transform: what is done with the frames.
         seed: of the run.
@@ -48,7 +48,7 @@ class VideoDataset(Dataset):
 
     def __init__(
         self,
-        videos: VideoList,
+        listing: VideoList,
         spec: ClipSpec,
         transform: ClipTransform,
         seed: int = 0,
@@ -59,12 +59,12 @@ class VideoDataset(Dataset):
         first_view: ClipTransform | None = None,
         opener: Opener = open_video,
     ) -> None:
-        self.videos, self.spec, self.transform, self.seed = videos, spec, transform, seed
+        self.listing, self.spec, self.transform, self.seed = listing, spec, transform, seed
         self.clips, self.num_samples, self.mask_generator = clips, num_samples, mask_generator
         self.train, self.first_view, self.opener = train, first_view or transform, opener
 
     def __len__(self) -> int:
-        return len(self.videos)
+        return len(self.listing)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Raises `UserError` where `MAX_REPLACEMENTS` videos after each other cannot be used."""
@@ -79,9 +79,9 @@ class VideoDataset(Dataset):
             except UnreadableVideo as error:
                 bad.append(BadFile(error.path, error.reason))
                 continue
-            return Sample(index, views, int(self.videos.labels[index]), masks, bad)
+            return Sample(index, views, int(self.listing.labels[index]), masks, bad)
         raise UserError(
-            f"{self.videos.source} is full of unreadable videos: {len(bad)} of {len(bad)} tried, "
+            f"{self.listing.origin} is full of unreadable videos: {len(bad)} of {len(bad)} tried, "
             f"last {bad[-1].path} ({bad[-1].reason}); check it with `python tools/run_net.py doctor`"
         )
 
@@ -92,7 +92,7 @@ class VideoDataset(Dataset):
         return derive_seed(self.seed, "replacement", *key.stream) % len(self)
 
     def _evaluation_sample(self, index: int) -> Sample:
-        label = int(self.videos.labels[index])
+        label = int(self.listing.labels[index])
         try:
             views, masks = self._views(index, SampleKey(epoch=0, index=index))
         except UnreadableVideo as error:
@@ -128,7 +128,7 @@ class VideoDataset(Dataset):
             )
             return [clip_indices(self.spec, start, video.frames, video.fps) for start in starts]
 
-        return read_clips(self.videos, index, self.opener, choose, self.transform.short_side)
+        return read_clips(self.listing, index, self.opener, choose, self.transform.short_side)
 
 
 class MultiViewDataset(Dataset):
@@ -138,7 +138,7 @@ class MultiViewDataset(Dataset):
     Items of one video follow each other; the frames last decoded are kept for the crops of the same clip.
 
     Args:
-        videos: paths and labels.
+        listing: paths and labels.
         spec: what a clip is.
         transforms: one for each spatial crop.
         num_clips: places in time (`TEST.NUM_ENSEMBLE_VIEWS`).
@@ -148,26 +148,26 @@ class MultiViewDataset(Dataset):
 
     def __init__(
         self,
-        videos: VideoList,
+        listing: VideoList,
         spec: ClipSpec,
         transforms: Sequence[ClipTransform],
         num_clips: int,
         use_offset: bool,
         opener: Opener = open_video,
     ) -> None:
-        self.videos, self.spec, self.transforms = videos, spec, tuple(transforms)
+        self.listing, self.spec, self.transforms = listing, spec, tuple(transforms)
         self.num_clips, self.use_offset, self.opener = num_clips, use_offset, opener
         self.num_views = num_clips * len(self.transforms)
         self._kept: tuple[tuple[int, int], Tensor | UnreadableVideo] | None = None
 
     def __len__(self) -> int:
-        return len(self.videos) * self.num_views
+        return len(self.listing) * self.num_views
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """A sample of one view; of none, and with the bad file, where the video cannot be used."""
         video, view = divmod(key.index, self.num_views)
         clip, crop = divmod(view, len(self.transforms))
-        label = int(self.videos.labels[video])
+        label = int(self.listing.labels[video])
         try:
             frames = self._frames(video, clip)
         except UnreadableVideo as error:
@@ -181,7 +181,7 @@ class MultiViewDataset(Dataset):
         if self._kept is None or self._kept[0] != (video, clip):
             self._kept = None
             choose = partial(self._choose, clip=clip)
-            self._kept = (video, clip), read_clips(self.videos, video, self.opener, choose)[0]
+            self._kept = (video, clip), read_clips(self.listing, video, self.opener, choose)[0]
         return self._kept[1]
 
     def _choose(self, video: Video, clip: int) -> list[list[int]]:
@@ -190,7 +190,7 @@ class MultiViewDataset(Dataset):
 
 
 def read_clips(
-    videos: VideoList,
+    listing: VideoList,
     index: int,
     opener: Opener,
     choose: Callable[[Video], list[list[int]]],
@@ -201,16 +201,16 @@ def read_clips(
     Raises:
         UnreadableVideo: where the video cannot be used, with its line in the list.
     """
-    path = videos.paths[index]
-    if index in videos.problems:
-        raise UnreadableVideo(path, videos.problems[index] + videos.where(index))
+    path = listing.paths[index]
+    if index in listing.problems:
+        raise UnreadableVideo(path, listing.problems[index] + listing.where(index))
     try:
         with opener(path) as video:
             clips = choose(video)
             needed = sorted({frame for clip in clips for frame in clip})
             frames = video.read(needed, short_side)
     except UnreadableVideo as error:
-        raise UnreadableVideo(error.path, error.reason + videos.where(index)) from error
+        raise UnreadableVideo(error.path, error.reason + listing.where(index)) from error
     place = {frame: i for i, frame in enumerate(needed)}
     return [_pick(frames, [place[frame] for frame in clip]) for clip in clips]
 

@@ -18,7 +18,7 @@ from mfm_video.data.read_decord import DecordVideo
 from mfm_video.data.read_folder import FolderVideo
 from mfm_video.data.unreadable import UnreadableVideo, readable
 
-READERS = {"auto": AvVideo, "pyav": AvVideo, "decord": DecordVideo, "torchvision": AvVideo}
+READERS = {"pyav": AvVideo, "decord": DecordVideo, "torchvision": AvVideo}
 """DATA.DECODING_BACKEND -> what reads files. PyAV finds every frame by its time stamp and leaves out the pictures that
 nothing depends on: exact where decord is not (see `read_decord.py`), and faster. torchvision reads no video by now."""
 
@@ -52,7 +52,7 @@ class Video(Protocol):
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
 
-def open_video(path: str, backend: str = "auto", folder_fps: float = 30.0) -> Video:
+def open_video(path: str, backend: str = "pyav", folder_fps: float = 30.0) -> Video:
     """Opens the file or folder at `path`.
 
     Args:

@@ -16,18 +16,19 @@ from mfm_video.data.read_folder import IMAGES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv")
 """What counts as a video file in a class folder, in any case; a list may name any file."""
-UNLABELLED = -1
+NO_LABEL = 0
+"""The label of a video that has none, as in PySlowFast."""
 
 
 class VideoList:
-    """The videos of one split: `paths[i]` has the class `labels[i]`.
+    """The videos of one split: `paths[i]` has the class `classes[labels[i]]`.
 
     Args:
         paths: of files, or of folders whose images are the frames.
-        labels: (n,) whole numbers from 0 on, `UNLABELLED` where there is none.
-        source: the list or folder they come from.
-        classes: names of the classes, where they are known.
-        lines: (n,) the line of `source` that each comes from, counted from 1.
+        labels: (n,) whole numbers from 0 on.
+        classes: names of the classes.
+        origin: the list or folder they come from.
+        lines: (n,) the line of the list that each comes from, counted from 1.
         problems: what is wrong with the line of a video, by its place: such a video is not to be used.
     """
 
@@ -35,28 +36,23 @@ class VideoList:
         self,
         paths: PathTable,
         labels: np.ndarray,
-        source: Path,
-        classes: Sequence[str] = (),
+        classes: Sequence[str],
+        origin: str,
         lines: np.ndarray | None = None,
         problems: dict[int, str] | None = None,
     ) -> None:
-        self.paths, self.labels, self.source, self.classes = paths, labels, source, tuple(classes)
+        self.paths, self.labels, self.classes, self.origin = paths, labels, tuple(classes), origin
         self.lines, self.problems = lines, problems or {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __repr__(self) -> str:
-        return f"VideoList({str(self.source)!r}: {len(self)} videos)"
-
-    @property
-    def num_classes(self) -> int:
-        """Classes that are named, or that a label needs."""
-        return len(self.classes) or int(self.labels.max(initial=UNLABELLED)) + 1
+        return f"VideoList({self.origin!r}: {len(self)} videos, {len(self.classes)} classes)"
 
     def where(self, index: int) -> str:
         """ " (train.csv line 3)", where the video comes from a list."""
-        return "" if self.lines is None else f" ({self.source.name} line {self.lines[index]})"
+        return "" if self.lines is None else f" ({os.path.basename(self.origin)} line {self.lines[index]})"
 
     def subset(self, fraction: float, seed: int) -> VideoList:
         """A seeded share of each class, at least one video of each; a smaller one is a subset of a larger one.
@@ -69,8 +65,7 @@ class VideoList:
         kept = []
         for label in np.unique(self.labels):
             own = np.flatnonzero(self.labels == label)
-            name = self.classes[label] if self.classes and label >= 0 else str(label)
-            kept.append(own[draw_share(len(own), fraction, derive_seed(seed, "fraction", name))])
+            kept.append(own[draw_share(len(own), fraction, derive_seed(seed, "fraction", self.classes[label]))])
         return self._at(np.sort(np.concatenate(kept)))
 
     def _at(self, chosen: np.ndarray) -> VideoList:
@@ -95,11 +90,11 @@ def list_videos(
     Args:
         root: `DATA.PATH_TO_DATA_DIR`.
         split: train, val or test.
-        num_classes: labels of a list must be below it; 0 for no bound, where labels are of no interest.
+        num_classes: labels of a list must be below it; 0 for no bound, where labels matter little.
         separator: between path and label (`DATA.PATH_LABEL_SEPARATOR`).
         prefix: stands before each path of a list (`DATA.PATH_PREFIX`). Without one, relative paths start in the
             working folder, as in PySlowFast, or in `root` where the first of them leads nowhere from there.
-        classes: class folders of the training split, where this one must use their numbers.
+        classes: those of the training split, where this one must use their numbers.
 
     Raises:
         UserError: where there is neither list nor folder, or nothing usable in it.
@@ -111,7 +106,7 @@ def list_videos(
         )
     file = root / f"{split}.csv"
     if file.is_file():
-        return read_list(file, num_classes, separator, prefix)
+        return read_list(file, num_classes or len(classes or ()), separator, prefix)
     if (root / split).is_dir():
         return walk_folders(root / split, classes)
     raise UserError(f"{root} has neither {split}.csv (`path label` in each line) nor {split}/<class>/ with videos")
@@ -121,7 +116,7 @@ def read_list(file: Path, num_classes: int = 0, separator: str = " ", prefix: st
     """Reads a list; the label is what follows the last `separator` of a line. Empty lines do not count.
 
     A line without a label, or with one outside [0, num_classes), is a problem of its video alone, unless all lines
-    are so. Where no bound is asked for, a list without any labels is fine.
+    are so. Where no bound is asked for, a list without any labels is fine, and all videos have the same.
 
     Raises:
         UserError: where the file cannot be read as text, is empty, or no line of it can be used.
@@ -135,9 +130,9 @@ def read_list(file: Path, num_classes: int = 0, separator: str = " ", prefix: st
         raise UserError(f"{file} is empty; it needs a line `path{separator}label` for each video")
     split = [line.rsplit(separator, 1) for _, line in rows]
     unlabelled = not num_classes and all(len(parts) == 1 for parts in split)
-    paths, labels, problems = [], np.full(len(rows), UNLABELLED, np.int64), {}
+    paths, labels, problems = [], np.full(len(rows), NO_LABEL, np.int64), {}
     for i, ((_, line), parts) in enumerate(zip(rows, split)):
-        label, problem = (UNLABELLED, "") if unlabelled else _label_of(parts, num_classes, separator)
+        label, problem = (NO_LABEL, "") if unlabelled else _label_of(parts, num_classes, separator)
         labels[i] = label
         if problem:
             problems[i] = problem
@@ -146,7 +141,8 @@ def read_list(file: Path, num_classes: int = 0, separator: str = " ", prefix: st
     if len(problems) == len(rows):
         raise UserError(f"{file} line {rows[0][0]}: {problems[0]}; no line of the file can be used")
     table = PathTable(_start_of(paths, prefix, file.parent), paths)
-    return VideoList(table, labels, file, lines=np.array([n for n, _ in rows], np.int32), problems=problems)
+    classes = [f"class {label}" for label in range(num_classes or int(labels.max()) + 1)]
+    return VideoList(table, labels, classes, str(file), np.array([n for n, _ in rows], np.int32), problems)
 
 
 def _label_of(parts: list[str], num_classes: int, separator: str) -> tuple[int, str]:
@@ -154,11 +150,11 @@ def _label_of(parts: list[str], num_classes: int, separator: str) -> tuple[int, 
     text = parts[1].strip() if len(parts) == 2 else ""
     if not text.lstrip("-").isdecimal():
         found = f"'{text}' is no number" if text else f"it has no '{separator}'"
-        return UNLABELLED, f"the line has no label ({found}); expected `path{separator}label`"
+        return NO_LABEL, f"the line has no label ({found}); expected `path{separator}label`"
     label = int(text)
     if label < 0 or num_classes and label >= num_classes:
         bound = f"MODEL.NUM_CLASSES is {num_classes}" if num_classes else "labels start at 0"
-        return UNLABELLED, f"the label {label} is not possible: {bound}"
+        return NO_LABEL, f"the label {label} is not possible: {bound}"
     return label, ""
 
 
@@ -192,7 +188,7 @@ def walk_folders(folder: Path, classes: Sequence[str] | None = None) -> VideoLis
             )
         names += videos
         labels.append(np.full(len(videos), known.index(name), np.int64))
-    return VideoList(PathTable(folder, names), np.concatenate(labels), folder, known)
+    return VideoList(PathTable(folder, names), np.concatenate(labels), known, str(folder))
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[str]:

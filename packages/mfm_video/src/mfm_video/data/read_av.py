@@ -90,13 +90,13 @@ class AvVideo:
             raise UnreadableVideo(self.path, f"truncated: {seconds} are there")
 
     def _frame_rate(self) -> float:
-        """What the file says where its time stamps agree to 2 % (they are rounded), else what they say."""
+        """What the file says where its time stamps agree to a tenth (they are rounded, or have gaps), else what they say."""
         if self._index is None or self.frames < 2:
             return float(self._stream.guessed_rate or self._stream.average_rate or 30)
         said = float(self._stream.average_rate or 0)
         span = (self._index.times[-1] - self._index.times[0]) * float(self._stream.time_base)
         measured = (self.frames - 1) / span
-        return said if abs(said - measured) <= 0.02 * measured else measured
+        return said if abs(said - measured) <= 0.1 * measured else measured
 
     def read(self, indices: Sequence[int], short_side: int = 0) -> Tensor:
         """See `decode.Video`."""
