@@ -18,10 +18,11 @@ import torchvision.transforms as T
 from PIL import Image, ImageDraw
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
+from mfm_core.data.augment import build_auto_augment, build_erasing
 from mfm_core.interfaces import SampleKey
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.data.folder import ImageFolder
-from mfm_image.data.transforms import EvalTransform, TrainTransform, build_auto_augment, build_erasing
+from mfm_image.data.transforms import EvalTransform, TrainTransform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224

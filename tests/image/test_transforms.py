@@ -12,23 +12,12 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
+from mfm_core.data.augment import build_auto_augment, from_pil, posterize, to_pil
+from mfm_core.data.crops import Normalize, clamped_crop, random_crop, resize
 from mfm_core.data.seeding import seeded
 from mfm_core.errors import UserError
 from mfm_image.data.decode import ImageReader
-from mfm_image.data.transforms import (
-    Crop,
-    EvalTransform,
-    Normalize,
-    PaddedTransform,
-    TrainTransform,
-    build_auto_augment,
-    clamped_crop,
-    from_pil,
-    posterize,
-    random_crop,
-    resize,
-    to_pil,
-)
+from mfm_image.data.transforms import Crop, EvalTransform, PaddedTransform, TrainTransform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BICUBIC = T.InterpolationMode.BICUBIC

@@ -31,7 +31,7 @@ _C.DEVICE = "auto"
 
 # ---------------------------------------------------------------- data
 _C.DATA = CN()
-# Image folders: holds train/<class>/ and val/<class>/.
+# Holds train/<class>/ and val/<class>/ with images or videos; or lists of videos, train.csv, val.csv and test.csv.
 _C.DATA.PATH_TO_DATA_DIR = ""
 # Normalisation of RGB values in [0, 1].
 _C.DATA.MEAN = [0.45, 0.45, 0.45]
@@ -61,13 +61,22 @@ _C.DATA.RANDOM_FLIP = True
 _C.DATA.LABEL_FRACTION = 1.0
 # ours: a run stops when more than this share of all its training files was found unreadable since it was (re)started.
 _C.DATA.MAX_BAD_SHARE = 0.01
-# Video: frames per clip, their spacing, decoding and sampling.
+# Video: in each line of train.csv, val.csv and test.csv, what stands between path and label, and before each path.
+_C.DATA.PATH_LABEL_SEPARATOR = " "
+_C.DATA.PATH_PREFIX = ""
+# Frames per clip, and how many frames they lie apart in a video of TARGET_FPS frames per second.
 _C.DATA.NUM_FRAMES = 8
 _C.DATA.SAMPLING_RATE = 8
+_C.DATA.TARGET_FPS = 30
+# What reads video files: pyav | decord, where it is exact | torchvision, which no longer can: pyav reads in its place.
 _C.DATA.DECODING_BACKEND = "torchvision"
+# Training frames are reduced to this short side, pixels, while they are decoded; 0 is not.
 _C.DATA.DECODING_SHORT_SIZE = 256
+# Range of the short side, pixels, before a random crop where none is relative (above); the first in tests of one crop.
 _C.DATA.TRAIN_JITTER_SCALES = [256, 320]
+# Clips taken of a video in each training step, decoded once.
 _C.DATA.TRAIN_CROP_NUM_TEMPORAL = 1
+# Test clips are spread from the beginning to the end of a video; one alone lies in the middle.
 _C.DATA.USE_OFFSET_SAMPLING = False
 
 _C.DATA_LOADER = CN()

@@ -22,8 +22,11 @@ from mfm_core.config.plan import (
 )
 
 VIDEO_ONLY = (
+    "DATA.PATH_LABEL_SEPARATOR",
+    "DATA.PATH_PREFIX",
     "DATA.NUM_FRAMES",
     "DATA.SAMPLING_RATE",
+    "DATA.TARGET_FPS",
     "DATA.DECODING_BACKEND",
     "DATA.DECODING_SHORT_SIZE",
     "DATA.TRAIN_JITTER_SCALES",
@@ -37,6 +40,15 @@ VIDEO_ONLY = (
     "TEST.NUM_ENSEMBLE_VIEWS",
     "TEST.NUM_SPATIAL_CROPS",
     "TEST.NUM_TEMPORAL_CLIPS",
+)
+IMAGE_ONLY = (
+    "DATA.IN_VAL_CROP_RATIO",
+    "DATA.TRAIN_CROP_TYPE",
+    "DATA.TRAIN_RESIZE_SHORT_SIDE",
+    "DATA.TRAIN_CROP_PADDING",
+    "DATA.TRAIN_CROP_CLAMP",
+    "DATA.TEST_INTERPOLATION",
+    "TEST.RESIZE_SIZES",
 )
 MULTISCALE_ONLY = (
     "MVIT.MODE",
@@ -140,6 +152,12 @@ def _reports_attention(cfg: CfgNode) -> bool:
 
 IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
+    (lambda c: modality_of(c) == "video", "acts on images only", IMAGE_ONLY),
+    (
+        lambda c: modality_of(c) == "video" and not (c.AUG.ENABLE and c.AUG.AA_TYPE),
+        "acts on video with AUG.AA_TYPE only",
+        ("AUG.INTERPOLATION",),
+    ),
     (lambda c: arch_of(c) != "mvit", "acts in multiscale models only", MULTISCALE_ONLY),
     (
         lambda c: arch_of(c) == "mvit" and c.MVIT.POOL_KV_STRIDE_ADAPTIVE is not None,
@@ -438,6 +456,8 @@ def warnings(cfg: CfgNode) -> Iterator[str]:
         for key in ("MFM.AVE_SPECTRUM", "MFM.BATCH_MATRIX"):
             if value_of(cfg, key):
                 yield f"{key} True makes a loss over each process's own images; the result depends on their number."
+    if modality_of(cfg) == "video" and cfg.DATA.DECODING_BACKEND == "torchvision":
+        yield "DATA.DECODING_BACKEND torchvision: torchvision no longer reads videos; PyAV does in its place (pyav)."
     if task_of(cfg) == "pretrain" and not cfg.AUG.GEN_MASK_LOADER and not cfg.MASK.MAE_RND_MASK:
         yield "AUG.GEN_MASK_LOADER False has no effect: masks are always made in the loader."
 

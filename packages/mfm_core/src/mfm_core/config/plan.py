@@ -199,7 +199,7 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         batch_size=batch_size,
         world_size=world_size,
         accum_steps=cfg.TRAIN.ACCUM_STEPS,
-        views=cfg.AUG.NUM_SAMPLE,
+        views=cfg.AUG.NUM_SAMPLE * (cfg.DATA.TRAIN_CROP_NUM_TEMPORAL if modality_of(cfg) == "video" else 1),
         lr_lag_steps=cfg.SOLVER.LR_LAG_STEPS,
         trains=trains(cfg),
     )

@@ -40,6 +40,7 @@ def _refusals(cfg: CfgNode) -> Iterator[str]:
     yield from _refuse_values(cfg)
     yield from _refuse_model(cfg)
     yield from _refuse_method(cfg)
+    yield from _refuse_clips(cfg)
     yield from _refuse_draws(cfg)
     yield from _refuse_pictures(cfg)
     yield from _refuse_solver(cfg)
@@ -174,6 +175,22 @@ def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
         yield f"AUG.MASK_RATIO is {cfg.AUG.MASK_RATIO}; pre-training needs a share between 0 and 1, for example 0.4."
     if cfg.MODEL.LOSS_FUNC != "multi_mse":
         yield f"MODEL.LOSS_FUNC is '{cfg.MODEL.LOSS_FUNC}'; pre-training takes multi_mse."
+
+
+def _refuse_clips(cfg: CfgNode) -> Iterator[str]:
+    """What cannot be cut out of a video."""
+    if modality_of(cfg) == "image":
+        return
+    small, large = cfg.DATA.TRAIN_JITTER_SCALES
+    if small > large:
+        yield f"DATA.TRAIN_JITTER_SCALES is {[small, large]}; the first is the smallest short side."
+    if small < cfg.DATA.TEST_CROP_SIZE:
+        yield (
+            f"DATA.TRAIN_JITTER_SCALES begins with {small}, to which tests of one crop resize; that is below "
+            f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE}."
+        )
+    if not cfg.DATA.PATH_LABEL_SEPARATOR:
+        yield "DATA.PATH_LABEL_SEPARATOR is empty; something has to stand between path and label, usually ' '."
 
 
 def _refuse_draws(cfg: CfgNode) -> Iterator[str]:

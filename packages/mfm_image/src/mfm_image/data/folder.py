@@ -9,36 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mfm_core.data.listing import PathTable, class_names, draw_share, require_known
 from mfm_core.data.seeding import derive_seed
 from mfm_core.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What counts as an image file, in any case."""
-
-
-class PathTable(Sequence[str]):
-    """Paths below one folder, in two arrays: a list of a million strings would be copied into every loader worker
-    as reference counts change, page by page."""
-
-    def __init__(self, root: Path | str, relative: Sequence[str]) -> None:
-        self.root = str(root)
-        encoded = [os.fsencode(name) for name in relative]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        return os.path.join(self.root, self.relative(index))
-
-    def relative(self, index: int) -> str:
-        """The path from the root on, with `/`."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"path {index} of {len(self)}")
-        index %= len(self)
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
 
 
 class ImageFolder:
@@ -66,7 +42,7 @@ class ImageFolder:
         self.origin = str(self.folder)
         found = class_names(self.folder)
         self.classes = tuple(classes) if classes is not None else tuple(found)
-        _require_known(found, self.classes, self.folder)
+        require_known(found, self.classes, self.folder)
         index = {name: i for i, name in enumerate(self.classes)}
         names: list[str] = []
         labels: list[np.ndarray] = []
@@ -92,7 +68,7 @@ class ImageFolder:
         kept = []
         for label in np.unique(self.labels):
             own = np.flatnonzero(self.labels == label)
-            kept.append(own[_draw(len(own), fraction, derive_seed(seed, "fraction", self.classes[label]))])
+            kept.append(own[draw_share(len(own), fraction, derive_seed(seed, "fraction", self.classes[label]))])
         chosen = np.concatenate(kept)
         self.paths = PathTable(self.folder, [self.paths.relative(i) for i in chosen])
         self.labels = self.labels[chosen]
@@ -113,18 +89,6 @@ def split_folder(root: str | Path, split: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"the data folder {root} has no {split}/; expected {folder}/<class>/*.JPEG")
     return folder
-
-
-def class_names(folder: Path) -> list[str]:
-    """The class folders in `folder`, sorted; hidden ones are left out. Raises `UserError` where there are none."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    if not names:
-        raise UserError(f"{folder} has no class folders; put the images into {folder}/<class>/")
-    return names
 
 
 def class_images(folder: Path, name: str) -> list[str]:
@@ -158,19 +122,3 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
 
 def _no_images(folder: Path) -> str:
     return f"the class folder {folder} holds no image; add images ({', '.join(e[1:] for e in EXTENSIONS)}) or remove it"
-
-
-def _require_known(found: Sequence[str], known: Sequence[str], folder: Path) -> None:
-    unknown = sorted(set(found) - set(known))
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UserError(
-            f"{folder} has the class {unknown[0]}{more}, which the training split lacks; "
-            f"remove it there or add it to train/"
-        )
-
-
-def _draw(count: int, fraction: float, seed: int) -> np.ndarray:
-    """A seeded choice of `max(1, round(fraction * count))` of `count` positions, rising."""
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[: max(1, round(fraction * count))])

@@ -7,24 +7,18 @@ torch's antialiased uint8 kernel, which computes what PIL does (to one grey leve
 
 from __future__ import annotations
 
-import itertools
-import math
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_pil_interp
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
-from torchvision.transforms import ColorJitter, InterpolationMode, RandAugment
+from torchvision.transforms import ColorJitter
 
+from mfm_core.data.augment import build_auto_augment, build_erasing, from_pil, to_pil
+from mfm_core.data.crops import Normalize, clamped_crop, random_crop, resize, short_side_size
 from mfm_core.errors import UserError
 from mfm_image.data.decode import largest_reduction
 
@@ -239,142 +233,10 @@ class EvalTransform:
         return self.normalize(image[:, top : top + self.size, left : left + self.size])
 
 
-class Normalize:
-    """(3, h, w) uint8 to float32: `(x / 255 - mean) / std` as one multiplication and one addition in place."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        mean64, std64 = (torch.tensor(list(x), dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
-        self.factor, self.offset = (1 / (255 * std64)).float(), (-mean64 / std64).float()
-
-    def __call__(self, image: Tensor) -> Tensor:
-        # planar first: transposing bytes is four times cheaper than transposing floats
-        return image.contiguous().float().mul_(self.factor).add_(self.offset)
-
-
-def random_crop(
-    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: random.Random
-) -> tuple[int, int, int, int]:
-    """The box (top, left, height, width) of a random resized crop (Inception; draws as timm and torchvision do).
-
-    Ten times an area share from `scale` and an aspect ratio (log-uniform from `ratio`) are drawn; the first box that
-    fits is placed at random. Where none fits, the largest central box with an allowed ratio is taken.
-    """
-    for _ in range(10):
-        h, w = _crop_size(height, width, scale, ratio, rng)
-        if 0 < w <= width and 0 < h <= height:
-            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
-    w = min(width, max(1, int(round(height * ratio[1]))))
-    h = min(height, max(1, int(round(width / ratio[0]))))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def clamped_crop(
-    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: random.Random
-) -> tuple[int, int, int, int]:
-    """As `random_crop`, with a single draw: a box that does not fit is clamped to the image.
-
-    MAE trains its linear probe with it (He et al. 2022), after TensorFlow's crop: on elongated images crops are
-    smaller, and of more extreme shapes, than the ranges say.
-    """
-    h, w = _crop_size(height, width, scale, ratio, rng)
-    h, w = max(1, min(h, height)), max(1, min(w, width))
-    return rng.randint(0, height - h), rng.randint(0, width - w), h, w
-
-
-def _crop_size(
-    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: random.Random
-) -> tuple[int, int]:
-    """(height, width) of one draw, which may be larger than the image."""
-    area = rng.uniform(*scale) * height * width
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    return int(round(math.sqrt(area / aspect))), int(round(math.sqrt(area * aspect)))
-
-
-def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """(3, h, w) uint8 to (3, *size) uint8 with antialiasing, PIL's `resize` to one grey level, rarely two."""
-    if tuple(pixels.shape[1:]) == size:
-        return pixels
-    return interpolate(pixels[None], size=size, mode=interpolation, antialias=True, align_corners=False)[0]
-
-
 def reflected(start: int, count: int, side: int) -> Tensor:
     """The places `start` … of an axis of `side` pixels, (count,) int64; those beyond an edge are mirrored at it."""
     places = (torch.arange(start, start + count)).abs()
     return torch.where(places >= side, 2 * (side - 1) - places, places)
-
-
-def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with the shorter of them `short_side`, the other rounded down (torchvision's `Resize`)."""
-    if height <= width:
-        return short_side, int(short_side * width / height)
-    return int(short_side * height / width), short_side
-
-
-def build_auto_augment(
-    policy: str, size: int, mean: Sequence[float], interpolation: str
-) -> Callable[[Image.Image], Image.Image]:
-    """timm's RandAugment, AugMix or AutoAugment, with the constants that timm and PySlowFast give them.
-
-    ra_M_N is torchvision's RandAugment at magnitude M of N bins, in the notation of CoinCheung/MFM. timm's has other
-    operations (Invert and SolarizeAdd, no identity), applies each with probability one half, and fills with the mean.
-
-    Raises:
-        UserError: for a policy that does not exist.
-    """
-    if match := re.fullmatch(r"ra_(\d+)_(\d+)", policy):
-        return _torchvision_rand_augment(policy, int(match[1]), int(match[2]), interpolation)
-    params = {"translate_const": int(size * 0.45), "img_mean": tuple(min(255, round(255 * x)) for x in mean)}
-    if interpolation != "random":
-        params["interpolation"] = str_to_pil_interp(interpolation)
-    try:
-        if policy.startswith("rand"):
-            transform = rand_augment_transform(policy, params)
-        elif policy.startswith("augmix"):
-            transform = augment_and_mix_transform(policy, {**params, "translate_pct": 0.3})
-        else:
-            transform = auto_augment_transform(policy, params)
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UserError(
-            f"AUG.AA_TYPE '{policy}' is no policy that timm knows; e.g. rand-m9-mstd0.5-inc1, ra_6_10, or '' for none"
-        ) from error
-    operations = transform.ops if hasattr(transform, "ops") else itertools.chain(*transform.policy)
-    for operation in operations:
-        if operation.name.startswith("Posterize"):
-            operation.aug_fn = posterize
-    return transform
-
-
-def _torchvision_rand_augment(policy: str, magnitude: int, bins: int, interpolation: str) -> RandAugment:
-    if magnitude >= bins:
-        raise UserError(f"AUG.AA_TYPE '{policy}': the magnitude {magnitude} must be below the number of bins, {bins}")
-    mode = InterpolationMode.BILINEAR if interpolation == "bilinear" else InterpolationMode.BICUBIC
-    return RandAugment(num_ops=2, magnitude=magnitude, num_magnitude_bins=bins, interpolation=mode)
-
-
-def posterize(image: Image.Image, bits: int, **kwargs: object) -> Image.Image:
-    """Keeps `bits` bits of each value, at least one.
-
-    In the place of timm's: its strongest level keeps none, which made black images with older Pillow, and is an
-    error with Pillow 13.
-    """
-    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
-
-
-def build_erasing(probability: float, mode: str, count: int) -> RandomErasing | None:
-    """timm's random erasing of 1 to `count` rectangles after normalisation; None where the probability is 0."""
-    if mode not in ("const", "rand", "pixel"):
-        raise UserError(f"AUG.RE_MODE '{mode}' is not one of const, rand, pixel")
-    return RandomErasing(probability, mode=mode, max_count=count, device="cpu") if probability > 0 else None
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """(3, h, w) uint8 to a PIL image."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def from_pil(image: Image.Image) -> Tensor:
-    """A PIL image (RGB) to (3, h, w) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _scaled(start: int, length: int, reduction: int) -> slice:

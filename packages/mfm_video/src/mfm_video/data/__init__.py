@@ -1,0 +1,1 @@
+"""From lists of video files to samples."""

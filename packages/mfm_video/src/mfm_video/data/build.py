@@ -1,0 +1,146 @@
+"""Builds lists, transforms and data sets from the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+from mfm_core.config import task_of
+from mfm_core.data.listing import class_names
+from mfm_core.errors import UserError
+from mfm_core.interfaces import MaskGenerator
+from mfm_video.data.dataset import MultiViewDataset, Opener, VideoDataset
+from mfm_video.data.decode import open_video
+from mfm_video.data.lists import VideoList, list_videos
+from mfm_video.data.read_decord import import_decord
+from mfm_video.data.sampling import ClipSpec
+from mfm_video.data.transforms import TrainClipTransform, ViewTransform
+
+EVAL_SEED = 0
+"""Which videos and masks look after a run does not depend on its seed, so that runs can be compared."""
+
+
+def train_transform(cfg: CfgNode, erase: bool = True) -> TrainClipTransform:
+    """The training augmentation of DATA and AUG, with or without random erasing."""
+    augment = cfg.AUG.ENABLE
+    return TrainClipTransform(
+        cfg.DATA.TRAIN_CROP_SIZE,
+        cfg.DATA.MEAN,
+        cfg.DATA.STD,
+        jitter=cfg.DATA.TRAIN_JITTER_SCALES,
+        scale=cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE,
+        ratio=cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE,
+        short_side=cfg.DATA.DECODING_SHORT_SIZE,
+        flip=0.5 if cfg.DATA.RANDOM_FLIP else 0.0,
+        auto_augment=cfg.AUG.AA_TYPE if augment else "",
+        policy_interpolation=cfg.AUG.INTERPOLATION,
+        color_jitter=cfg.AUG.COLOR_JITTER if augment else None,
+        erase_prob=cfg.AUG.RE_PROB if augment and erase else 0.0,
+        erase_mode=cfg.AUG.RE_MODE,
+        erase_count=cfg.AUG.RE_COUNT,
+    )
+
+
+def view_transforms(cfg: CfgNode, crops: int) -> list[ViewTransform]:
+    """The spatial views of a test: three crops of frames as small as they, or the middle of larger ones."""
+    side = cfg.DATA.TEST_CROP_SIZE if crops > 1 else cfg.DATA.TRAIN_JITTER_SCALES[0]
+    make = partial(ViewTransform, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.MEAN, cfg.DATA.STD, side)
+    return [make(position) for position in range(3)] if crops > 1 else [make(1)]
+
+
+def clip_spec(cfg: CfgNode) -> ClipSpec:
+    """What a clip is."""
+    return ClipSpec(cfg.DATA.NUM_FRAMES, cfg.DATA.SAMPLING_RATE, cfg.DATA.TARGET_FPS)
+
+
+def opener(cfg: CfgNode) -> Opener:
+    """Opens videos with DATA.DECODING_BACKEND; raises UserError where that is not installed."""
+    if cfg.DATA.DECODING_BACKEND == "decord":
+        import_decord()
+    return partial(open_video, backend=cfg.DATA.DECODING_BACKEND, folder_fps=cfg.DATA.TARGET_FPS)
+
+
+def videos_of(cfg: CfgNode, split: str, classes: Sequence[str] = ()) -> VideoList:
+    """The list of a split; `classes` are the training split's, which class folders and labels have to be of.
+
+    The labels of a list have to be below MODEL.NUM_CLASSES but in pre-training, which needs none.
+    """
+    return list_videos(
+        data_root(cfg),
+        split,
+        num_classes=0 if task_of(cfg) == "pretrain" else cfg.MODEL.NUM_CLASSES,
+        separator=cfg.DATA.PATH_LABEL_SEPARATOR,
+        prefix=cfg.DATA.PATH_PREFIX,
+        classes=classes,
+    )
+
+
+def has_split(cfg: CfgNode, split: str) -> bool:
+    """Whether there is a list or a folder of that split."""
+    place = os.path.join(data_root(cfg), split)
+    return os.path.isfile(f"{place}.csv") or os.path.isdir(place)
+
+
+def train_dataset(cfg: CfgNode, masks: MaskGenerator | None = None, fraction: float = 1.0) -> VideoDataset:
+    """The augmented training clips; `fraction` of the labels of each class."""
+    videos = videos_of(cfg, "train")
+    return VideoDataset(
+        videos.subset(fraction, cfg.RNG_SEED) if fraction < 1 else videos,
+        clip_spec(cfg),
+        train_transform(cfg),
+        cfg.RNG_SEED,
+        clips=cfg.DATA.TRAIN_CROP_NUM_TEMPORAL,
+        num_samples=cfg.AUG.NUM_SAMPLE,
+        mask_generator=masks,
+        first_view=train_transform(cfg, erase=False) if cfg.AUG.RE_SPLIT and cfg.AUG.NUM_SAMPLE > 1 else None,
+        opener=opener(cfg),
+    )
+
+
+def eval_dataset(
+    cfg: CfgNode,
+    split: str,
+    classes: Sequence[str] = (),
+    count: int = 0,
+    masks: MaskGenerator | None = None,
+) -> VideoDataset:
+    """The clip in the middle of each video of `split`, its middle cropped; `count` of them, at least one of each class,
+    0 for all."""
+    videos = videos_of(cfg, split, classes)
+    if 0 < count < len(videos):
+        videos = videos.subset(count / len(videos), EVAL_SEED)
+    middle = view_transforms(cfg, crops=1)[0]
+    return VideoDataset(
+        videos, clip_spec(cfg), middle, EVAL_SEED, mask_generator=masks, train=False, opener=opener(cfg)
+    )
+
+
+def test_dataset(
+    cfg: CfgNode, num_clips: int = 0, split: str = "test", classes: Sequence[str] = ()
+) -> MultiViewDataset:
+    """All views of all test videos; `num_clips` of them in time, TEST.NUM_ENSEMBLE_VIEWS where that is 0."""
+    return MultiViewDataset(
+        videos_of(cfg, split, classes or _folder_classes(cfg)),
+        clip_spec(cfg),
+        view_transforms(cfg, cfg.TEST.NUM_SPATIAL_CROPS),
+        num_clips or cfg.TEST.NUM_ENSEMBLE_VIEWS,
+        cfg.DATA.USE_OFFSET_SAMPLING,
+        opener=opener(cfg),
+    )
+
+
+def _folder_classes(cfg: CfgNode) -> tuple[str, ...]:
+    """The class folders of the training split, where there are any: the numbers of classes are its."""
+    folder = Path(data_root(cfg), "train")
+    return tuple(class_names(folder)) if folder.is_dir() else ()
+
+
+def data_root(cfg: CfgNode) -> str:
+    """The data folder; raises UserError where the configuration names none."""
+    if not cfg.DATA.PATH_TO_DATA_DIR:
+        raise UserError("DATA.PATH_TO_DATA_DIR is empty; name the folder that holds train.csv and val.csv.")
+    return cfg.DATA.PATH_TO_DATA_DIR
