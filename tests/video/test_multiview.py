@@ -19,6 +19,7 @@ from mfm_core.interfaces import Batch
 from mfm_core.parallel.world import World
 
 VIDEOS, VIEWS, CLASSES = 5, 6, 7
+ONE = World()
 
 
 class LogOf(nn.Module):
@@ -42,7 +43,7 @@ def batches(order, size, probabilities, labels, views_per_video):
         yield Batch(probabilities[index], labels[index // views_per_video], None, index)
 
 
-def evaluate(loader, world=World(), videos=VIDEOS, views_per_video=VIEWS, **how):
+def evaluate(loader, world=ONE, videos=VIDEOS, views_per_video=VIEWS, **how):
     return evaluate_views(LogOf(), loader, videos, views_per_video, world, nullcontext, **how)
 
 
