@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from mfm_core.errors import UserError
 from mfm_core.interfaces import SampleKey
 from mfm_core.report.panels import sheet
+from mfm_core.report.pixels import Pixels
 from mfm_image.data.dataset import ImageDataset
-from mfm_image.pictures.pixels import Pixels
 
 _SAME = np.array([52, 158, 90], dtype=np.uint8)
 """Frame of a neighbour of the query's class: a green that reads on light and dark."""

@@ -18,10 +18,10 @@ from mfm_core.interfaces import Batch
 from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
 from mfm_core.monitor.settings import setting_name
 from mfm_core.parallel.world import World
+from mfm_core.report.pixels import Pixels
 from mfm_image.data.build import eval_loader, resized
 from mfm_image.pictures.attention import attention_sheet, heat_caption
 from mfm_image.pictures.inputs import from_dataset
-from mfm_image.pictures.pixels import Pixels
 from mfm_image.tasks.classification import ClassificationTask
 from mfm_image.tasks.periods import is_due
 

@@ -20,10 +20,10 @@ from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect_indexed
 from mfm_core.probe.knn import shared_knn_accuracy
+from mfm_core.report.pixels import Pixels
 from mfm_image.data.build import eval_dataset, eval_loader
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.pictures.neighbours import find_neighbours, nearest, neighbours_sheet
-from mfm_image.pictures.pixels import Pixels
 
 
 class Monitor:

@@ -12,10 +12,10 @@ from mfm_core.engine.precision import autocast_factory
 from mfm_core.interfaces import Batch
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
+from mfm_core.report.pixels import Pixels
 from mfm_image.data.build import data_root, train_dataset
 from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model, example_input
-from mfm_image.pictures.pixels import Pixels
 from mfm_image.pictures.reconstruction import reconstruction_sheet
 from mfm_image.tasks.monitor import Monitor
 from mfm_image.tasks.periods import is_due
