@@ -9,14 +9,11 @@ object of one class are as many as of another. `python tools/make_demo_data.py -
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from demo_folder import make
 from PIL import Image
 
 SHAPES = ("cross", "disc", "ring", "square", "triangle")
@@ -28,7 +25,6 @@ CLASSES = tuple(f"{texture}_{period}" for texture in ("checks", *STRIPES) for pe
 TILT = 10
 """Degrees by which a texture may be off."""
 OVERSAMPLING = 2
-MARKER = "demo.json"
 VERSION = 3
 """Of the drawing; data of another version are made anew."""
 
@@ -99,7 +95,7 @@ def draw(name: str, rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def write(root: Path, parameters: dict[str, int]) -> None:
-    """All files below `root`, and last the marker; image i of a class depends on the seed and its own place alone."""
+    """All files below `root`; image i of a class depends on the seed and its own place alone."""
     for split_number, split in enumerate(("train", "val")):
         for class_number, name in enumerate(CLASSES):
             folder = root / split / name
@@ -107,28 +103,6 @@ def write(root: Path, parameters: dict[str, int]) -> None:
             for i in range(parameters[split]):
                 rng = np.random.default_rng([parameters["seed"], split_number, class_number, i])
                 draw(name, rng, parameters["size"]).save(folder / f"{i:03d}.JPEG", quality=95)
-    (root / MARKER).write_text(json.dumps(parameters, sort_keys=True) + "\n")
-
-
-def make(out: Path, parameters: dict[str, int]) -> str:
-    """Makes the folder `out` in one step, or leaves it where it is complete; says which in one line.
-
-    Raises:
-        SystemExit: where `out` holds something that this script did not make.
-    """
-    marker = out / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == parameters:
-        return f"{out} is complete"
-    if out.exists() and not marker.is_file() and any(out.iterdir()):
-        sys.exit(f"{out} was not made by this script; name another folder with --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-        made = Path(work) / "made"
-        write(made, parameters)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(made, out)
-    return f"{out}: {len(CLASSES)} classes, {parameters['train']} + {parameters['val']} images each"
 
 
 def main() -> None:
@@ -140,7 +114,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
-    print(make(options.pop("out"), {**options, "version": VERSION}))
+    out, parameters = options.pop("out"), {**options, "version": VERSION}
+    what = f"{len(CLASSES)} classes, {parameters['train']} + {parameters['val']} images each"
+    print(make(out, parameters, partial(write, parameters=parameters), what))
 
 
 if __name__ == "__main__":

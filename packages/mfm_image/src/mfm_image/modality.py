@@ -13,6 +13,7 @@ from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES, arch_of
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.monitor.settings import setting_name
 from mfm_core.objective import Classifier, Pretraining
+from mfm_core.report.pixels import Pixels
 from mfm_core.tasks.modality import ClassifierTask, Drawn, Modality
 from mfm_image.data.build import data_root, eval_dataset, eval_transform, resized, train_dataset, train_transform
 from mfm_image.data.doctor import DoctorReport, check_folder
@@ -20,7 +21,6 @@ from mfm_image.data.folder import ImageFolder, class_names, split_folder
 from mfm_image.models import build_model, example_input
 from mfm_image.pictures.attention import attention_sheet, heat_caption
 from mfm_image.pictures.inputs import from_dataset
-from mfm_image.pictures.pixels import Pixels
 from mfm_image.pictures.reconstruction import reconstruction_sheet
 
 

@@ -37,6 +37,14 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def all_max(self, value: Tensor) -> Tensor:
+        """The largest of each element of `value` over all processes; `value` itself stays as it is."""
+        if self.size == 1:
+            return value
+        largest = value.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest
+
     def gather(self, thing: Any) -> list[Any]:
         """What every process passes in, in the order of ranks."""
         if self.size == 1:

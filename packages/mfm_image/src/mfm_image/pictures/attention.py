@@ -11,7 +11,7 @@ from torch import Tensor
 from mfm_core.objective import Classifier, EncoderModel
 from mfm_core.report.heat import heat, overlay, stretched
 from mfm_core.report.panels import sheet
-from mfm_image.pictures.pixels import Pixels
+from mfm_core.report.pixels import Pixels
 from mfm_image.rollout import attention_map, gradient_map
 
 

@@ -27,13 +27,13 @@ from mfm_core.probe.features import collect_indexed
 from mfm_core.report.document import write_gallery
 from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet
 from mfm_core.report.panels import save_png
+from mfm_core.report.pixels import Pixels
 from mfm_core.report.runs import Picture
 from mfm_image.data.build import data_root, eval_dataset, eval_transform
 from mfm_image.modality import classes
 from mfm_image.models import build_model
 from mfm_image.pictures.attention import attention_sheet, gradient_sheet, heat_caption
 from mfm_image.pictures.inputs import Shown, from_dataset, from_path
-from mfm_image.pictures.pixels import Pixels
 from mfm_image.pictures.reconstruction import reconstruction_sheet
 
 logger = logging.getLogger(__name__)

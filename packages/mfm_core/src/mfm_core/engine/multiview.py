@@ -1,0 +1,140 @@
+"""Videos judged by several views: the class probabilities of a video's clips and crops are added up.
+
+The protocol of PySlowFast's tests (Feichtenhofer et al. 2019, SlowFast, section 4): NUM_ENSEMBLE_VIEWS clips, evenly
+spread over a video, times NUM_SPATIAL_CROPS crops of each. An image is a video with a single view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mfm_core.engine.evaluate import correct_in_top
+from mfm_core.errors import UserError
+from mfm_core.interfaces import Batch
+from mfm_core.parallel.world import World
+
+COMBINE = ("sum", "max")
+
+
+@dataclass(frozen=True)
+class VideoScores:
+    """What the views of all videos say together, on CPU and the same on all ranks.
+
+    scores: (videos, classes) float32, the sum (or the largest) of class probabilities over the views that came; zeros
+    where none did. labels: (videos,) int64, -1 where no view came. views: (videos,) int64, how many came.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    views: Tensor
+    views_per_video: int
+
+    @property
+    def seen(self) -> Tensor:
+        """(videos,) bool: at least one view came. The others are not counted."""
+        return self.views > 0
+
+    @property
+    def missing(self) -> Tensor:
+        """Indices of the videos that lack views, all of them or some."""
+        return (self.views < self.views_per_video).nonzero()[:, 0]
+
+    @property
+    def predicted(self) -> Tensor:
+        """(videos,) int64: the class with the highest score, -1 where no view came."""
+        return torch.where(self.seen, self.scores.argmax(dim=1), -1)
+
+    def accuracy(self) -> dict[str, float]:
+        """top1 and top5 in percent over the `videos` of which at least one view came."""
+        scores, labels = self.scores[self.seen], self.labels[self.seen]
+        found = {f"top{k}": 100 * int(correct_in_top(scores, labels, k)) / len(labels) for k in (1, 5)}
+        return {**found, "videos": len(labels)}
+
+
+@torch.inference_mode()
+def evaluate_views(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    videos: int,
+    views_per_video: int,
+    world: World,
+    autocast: Callable[[], AbstractContextManager],
+    views_per_sample: int = 1,
+    combine: str = "sum",
+) -> VideoScores:
+    """Scores of `videos` videos, from whatever views the ranks' loaders give, in any order.
+
+    View v belongs to video v // views_per_video. A sample holds `views_per_sample` views that follow each other, one
+    or all crops of a clip, say: `Batch.index` i stands for the views from i * views_per_sample on. A view that comes
+    again, on any rank, counts once. combine: sum | max over a video's views.
+
+    All ranks must call. Raises UserError where no view could be read, ValueError for an index beyond the last view.
+    """
+    if combine not in COMBINE:
+        raise ValueError(f"views are combined by one of {COMBINE}, not '{combine}'")
+    view, probability, label = _own_views(model, loader, world, autocast, views_per_sample)
+    if len(view) and int(view.max()) >= videos * views_per_video:
+        raise ValueError(f"view {int(view.max())} is not one of {videos} videos with {views_per_video} views each")
+    classes = int(world.all_max(torch.tensor(probability.shape[1], device=world.device)))
+    if not classes:
+        raise UserError("None of the files to test on can be read; check them with `run_net.py doctor`.")
+    first = _first_here(view, world)
+    view, probability, label = view[first], probability[first].reshape(len(first), classes), label[first]
+    video = view // views_per_video
+    views = torch.bincount(video, minlength=videos)
+    labels = torch.full((videos,), -1).index_copy(0, video, label)
+    together = world.all_sum if combine == "sum" else world.all_max
+    scores = together(_combined(probability, video, videos, combine).to(world.device))
+    views, labels = world.all_sum(views.to(world.device)), world.all_max(labels.to(world.device))
+    return VideoScores(scores.cpu().float(), labels.cpu(), views.cpu(), views_per_video)
+
+
+def _own_views(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    world: World,
+    autocast: Callable[[], AbstractContextManager],
+    views_per_sample: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's views: their numbers (N,), class probabilities (N, classes) float32 and labels (N,), on CPU."""
+    found = []
+    for batch in loader:
+        if not len(batch):  # all its files were unreadable
+            continue
+        view = batch.index.cpu() * views_per_sample + _place_in_sample(batch.index.cpu()) % views_per_sample
+        with autocast():
+            logits = model(batch.inputs.to(world.device, non_blocking=True))
+        found.append((view, logits.float().softmax(dim=1).cpu(), batch.labels.cpu()))
+    nothing = (torch.empty(0, dtype=torch.int64), torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
+    return tuple(torch.cat(parts) for parts in zip(*found)) if found else nothing
+
+
+def _place_in_sample(index: Tensor) -> Tensor:
+    """For each of (B,) entries, how many equal ones stand right before it: the views of a sample are neighbours."""
+    place = torch.arange(len(index))
+    starts = torch.ones(len(index), dtype=torch.bool)
+    starts[1:] = index[1:] != index[:-1]
+    return place - torch.where(starts, place, 0).cummax(dim=0).values
+
+
+def _first_here(view: Tensor, world: World) -> Tensor:
+    """Positions of the first of equal entries of `view` (N,), where no rank before this one has it; ascending views."""
+    order = view.argsort(stable=True)
+    ordered = view[order]
+    first = torch.ones(len(view), dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    before = torch.cat([view[:0], *world.gather(view)[: world.rank]])
+    return order[first & ~torch.isin(ordered, before)]
+
+
+def _combined(probability: Tensor, video: Tensor, videos: int, combine: str) -> Tensor:
+    """(N, classes) and whose they are to (videos, classes) float64; in float64 the ranks' shares do not show."""
+    whole = torch.zeros(videos, probability.shape[1], dtype=torch.float64)
+    if combine == "sum":
+        return whole.index_add(0, video, probability.double())
+    return whole.scatter_reduce(0, video[:, None].expand_as(probability), probability.double(), "amax")
