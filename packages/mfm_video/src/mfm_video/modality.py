@@ -1,0 +1,108 @@
+"""Video, as the tasks that are shared with images see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from mfm_core.config.plan import KINETICS_TRAIN_VIDEOS
+from mfm_core.interfaces import PretrainOutput
+from mfm_core.objective import Classifier, Pretraining
+from mfm_core.report.pixels import Pixels
+from mfm_core.tasks.modality import ClassifierTask, Drawn, Modality
+from mfm_video.data.build import (
+    clip_spec,
+    data_root,
+    eval_dataset,
+    has_split,
+    opener,
+    train_dataset,
+    train_transform,
+    videos_of,
+    view_transforms,
+)
+from mfm_video.data.doctor import DoctorReport, check_videos
+from mfm_video.models import build_model, example_input
+from mfm_video.pictures.reconstruction import reconstruction
+from mfm_video.views import test_views
+
+
+def classes(cfg: CfgNode) -> tuple[str, ...]:
+    """The classes of the training videos."""
+    return tuple(videos_of(cfg, "train").classes)
+
+
+def has_val(cfg: CfgNode) -> bool:
+    """Whether there are validation videos."""
+    return has_split(cfg, "val")
+
+
+def count_files(cfg: CfgNode, fraction: float) -> int:
+    """Training videos, of a share of the labels."""
+    videos = videos_of(cfg, "train")
+    return len(videos.subset(fraction, cfg.RNG_SEED) if fraction < 1 else videos)
+
+
+def check_transforms(cfg: CfgNode) -> None:
+    """Builds them."""
+    train_transform(cfg), view_transforms(cfg, cfg.TEST.NUM_SPATIAL_CROPS)
+
+
+def check_data(cfg: CfgNode) -> DoctorReport:
+    """Opens every video of the lists."""
+    return check_videos(cfg)
+
+
+def seen_as(cfg: CfgNode) -> dict[str, Any]:
+    """What a clip is, and how evaluation crops it."""
+    spec = clip_spec(cfg)
+    return {"clip": [spec.num_frames, spec.sampling_rate, spec.target_fps], "crop": _crop(cfg)}
+
+
+def _crop(cfg: CfgNode) -> list[int]:
+    return [cfg.DATA.TEST_CROP_SIZE, *cfg.DATA.TRAIN_JITTER_SCALES]
+
+
+def stills(cfg: CfgNode, clips: Tensor) -> list[np.ndarray]:
+    """(B, 3, T, H, W) to the frame in the middle of each, (H, W, 3) uint8."""
+    return Pixels(cfg.DATA.MEAN, cfg.DATA.STD)(clips[:, :, clips.shape[2] // 2])
+
+
+def reconstruct(cfg: CfgNode, model: Pretraining, clips: Tensor, output: PretrainOutput) -> list[Drawn]:
+    """Frames, hidden cubes, target and prediction, standing and moving."""
+    pixels = Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
+    drawn = reconstruction(model.target, model.backbone.grid, clips.cpu(), _on_cpu(output), pixels)
+    return [("reconstruction", drawn.still, drawn.remarks), ("reconstruction_moving", drawn.moving, drawn.remarks)]
+
+
+def _on_cpu(output: PretrainOutput) -> PretrainOutput:
+    return PretrainOutput(*(part.cpu() for part in (output.loss, output.prediction, output.target, output.mask)))
+
+
+def explain(task: ClassifierTask, model: Classifier) -> list[Drawn]:
+    """Nothing of single videos: `test_views` shows what is taken for what."""
+    return []
+
+
+VIDEOS = Modality(
+    noun="videos",
+    build_model=build_model,
+    example_input=example_input,
+    train_set=train_dataset,
+    eval_set=eval_dataset,
+    classes=classes,
+    has_val=has_val,
+    stills=stills,
+    reconstruct=reconstruct,
+    explain=explain,
+    finish=test_views,
+    tests_itself=True,
+    seen_as=seen_as,
+    published=("Kinetics-400", KINETICS_TRAIN_VIDEOS),
+    count_files=count_files,
+    check_transforms=check_transforms,
+    check_data=check_data,
+)
