@@ -91,9 +91,9 @@ def reconstruction(
 
 @singledispatch
 def draw_clips(target: Target, scene: ClipScene) -> dict[int, Columns]:
-    """Frame -> its columns, for a target that is a clip in another order, which `target.to_images(tokens, clips)` undoes.
+    """Frame -> its columns, for a target that is a clip in another order.
 
-    That gives all frames, or every second or fourth one, from the first.
+    `target.to_images(tokens, clips)` undoes that, and gives all frames, or every second or fourth one, from the first.
     """
     wanted, prediction = (
         target.to_images(tokens, scene.clips) for tokens in (scene.output.target, scene.output.prediction)
