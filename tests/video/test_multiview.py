@@ -12,10 +12,12 @@ import torch.multiprocessing as mp
 from golden_cases import cases, load_case
 from torch import nn
 
-from mfm_core.engine.multiview import VideoScores, evaluate_views
+from mfm_core.engine.multiview import VideoScores, accuracies, evaluate_views
+from mfm_core.engine.result_exhibits import exhibits_of
 from mfm_core.engine.score_file import load_scores, save_scores
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
+from mfm_core.monitor.settings import setting_tables
 from mfm_core.parallel.world import World
 
 VIDEOS, VIEWS, CLASSES = 5, 6, 7
@@ -162,3 +164,30 @@ def test_scores_come_back_from_their_file(tmp_path):
             load_scores(tmp_path / path)
     with pytest.raises(UserError, match="cannot be written"):
         save_scores(tmp_path / "other" / "x", result, names)
+
+
+def test_one_line_for_each_number_of_clips():
+    """The first of the list is the one that counts."""
+    right = VideoScores(torch.eye(6), torch.arange(6), torch.full((6,), 5), 5)
+    wrong = VideoScores(torch.eye(6), torch.tensor([0, 1, 2, 4, 5, 3]), torch.full((6,), 10), 10)
+    assert accuracies({10: wrong, 5: right}) == {
+        **{"top1": 50.0, "top5": pytest.approx(wrong.accuracy()["top5"]), "videos": 6},
+        **{"top1/clips_10": 50.0, "top5/clips_10": pytest.approx(wrong.accuracy()["top5"])},
+        **{"top1/clips_5": 100.0, "top5/clips_5": 100.0},
+    }
+    assert accuracies({5: right}) == {"top1": 100.0, "top5": 100.0, "videos": 6}
+    (table,) = setting_tables(accuracies({10: wrong, 5: right}))
+    assert table.head()[0] == "clips of a video" and [row[0] for row in table.cells()] == ["10", "5"]
+
+
+def test_the_report_names_missing_videos():
+    scores = torch.tensor([[0.9, 0.1], [0.2, 1.8], [0.0, 0.0], [1.5, 0.5]])
+    result = VideoScores(scores, torch.tensor([0, 1, -1, 1]), torch.tensor([1, 2, 0, 2]), 2)
+    names = ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    confusion, by_class, missing = exhibits_of(result, ["up", "down"], names.__getitem__)
+    assert confusion[0] == "confusion" and "3 videos" in confusion[2]
+    assert by_class[1].rows == [["up", "1", "100.0", "–"], ["down", "2", "50.0", "up (1)"]]
+    assert missing[0] == "missing_videos" and "1 of 4 videos" in missing[2]
+    assert missing[1].rows == [["a.mp4", "1 of 2"], ["c.mp4", "0 of 2"]]
+    whole = VideoScores(scores, torch.tensor([0, 1, 0, 1]), torch.tensor([2, 2, 2, 2]), 2)
+    assert len(exhibits_of(whole, ["up", "down"], names.__getitem__)) == 2

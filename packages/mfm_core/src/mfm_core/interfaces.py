@@ -215,7 +215,7 @@ class Task(Protocol):
         """
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Any, str]]:
-        """(name, PIL image, caption) of each picture that is due after `epoch` epochs."""
+        """(name, what to show, caption) of whatever is due after `epoch` epochs: a PIL image, or one of `exhibits`."""
 
     def file_name(self, index: int) -> str:
         """The path of training file `index`."""

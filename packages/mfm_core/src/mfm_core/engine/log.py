@@ -19,6 +19,7 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile
 from mfm_core.monitor.settings import setting_tables, split_name
 from mfm_core.monitor.writers import JsonLines, TensorBoard, progress_line
+from mfm_core.report.exhibits import Animation, Table, save_gif
 from mfm_core.report.html import write_report
 from mfm_core.report.panels import save_png
 
@@ -104,13 +105,19 @@ class RunLog:
                 self.warn(f"skipped {file.path}: {file.reason}", quiet=True)
                 self._write("bad_file", path=file.path, reason=file.reason, epoch=epoch)
 
-    def picture(self, name: str, image: Image.Image, caption: str, epoch: int, step: int) -> None:
-        """Saves a picture and shows it in the report and in TensorBoard."""
-        if self.folder is not None:
-            file = f"pictures/{name}_{epoch:05d}.png"
-            save_png(image, self.folder / file)
-            self._write("picture", file=file, caption=caption, epoch=epoch)
-            self._board.image(step, name, np.asarray(image.convert("RGB")))
+    def picture(self, name: str, thing: Image.Image | Animation | Table, caption: str, epoch: int, step: int) -> None:
+        """Shows in the report a picture (PNG), an animation (GIF) or a table; pictures in TensorBoard, too."""
+        if self.folder is None:
+            return
+        if isinstance(thing, Table):
+            self._write("table", name=name, **vars(thing), caption=caption, epoch=epoch)
+            return
+        moving = isinstance(thing, Animation)
+        file = f"pictures/{name}_{epoch:05d}.{'gif' if moving else 'png'}"
+        (save_gif if moving else save_png)(thing, self.folder / file)
+        self._write("picture", file=file, caption=caption, epoch=epoch)
+        still = thing.still if moving else thing
+        self._board.image(step, name, np.asarray(still.convert("RGB")))
 
     def warn(self, message: str, quiet: bool = False) -> None:
         """A warning, in the report too unless `quiet`."""

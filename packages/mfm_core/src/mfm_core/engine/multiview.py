@@ -6,7 +6,7 @@ spread over a video, times NUM_SPATIAL_CROPS crops of each. An image is a video 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mfm_core.engine.evaluate import correct_in_top
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
+from mfm_core.monitor.settings import setting_name
 from mfm_core.parallel.world import World
 
 COMBINE = ("sum", "max")
@@ -54,6 +55,16 @@ class VideoScores:
         scores, labels = self.scores[self.seen], self.labels[self.seen]
         found = {f"top{k}": 100 * int(correct_in_top(scores, labels, k)) / len(labels) for k in (1, 5)}
         return {**found, "videos": len(labels)}
+
+
+def accuracies(results: Mapping[int, VideoScores]) -> dict[str, float]:
+    """top1, top5 and videos of the first of several tests, by their number of clips (TEST.NUM_TEMPORAL_CLIPS).
+
+    Where there are more than one, top1/clips_N and top5/clips_N of each follow.
+    """
+    found = {clips: result.accuracy() for clips, result in results.items()}
+    each = {setting_name(top, "clips", clips): found[clips][top] for clips in found for top in ("top1", "top5")}
+    return next(iter(found.values())) | (each if len(found) > 1 else {})
 
 
 @torch.inference_mode()

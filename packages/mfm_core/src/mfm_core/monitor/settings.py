@@ -19,6 +19,7 @@ TITLES = {
     "knn_top5": "top-5",
     "val_loss": "validation loss",
     "resize": "short side, pixels",
+    "clips": "clips of a video",
     "fusion_weight": "fusion weight",
 }
 """What settings and measures are called in tables; others keep their names."""

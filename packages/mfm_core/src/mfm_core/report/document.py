@@ -34,7 +34,7 @@ def write_page(path: Path, page: str) -> None:
 
 
 def write_gallery(path: Path, title: str, subtitle: str, notes: Sequence[str], pictures: Sequence[Picture]) -> None:
-    """A page with a heading, lines to know beforehand, and PNG files embedded in their order."""
+    """A page with a heading, lines to know beforehand, and PNG or GIF files embedded in their order."""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     parts = [
         f"<h1>{escape(title)}</h1>",

@@ -1,4 +1,4 @@
-"""The report's curves and pictures as HTML: one chart per measure with all runs of a task, PNG files embedded."""
+"""The report's curves and pictures as HTML: one chart per measure with all runs of a task, picture files embedded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 from mfm_core.monitor.settings import split_name, title_of
 from mfm_core.report.curves import Series, colour, line_chart
-from mfm_core.report.runs import Picture, Run
+from mfm_core.report.runs import Picture, Run, media_type
 from mfm_core.report.tables import section
 
 _MOST_PICTURES = 12
@@ -83,7 +83,7 @@ def pictures(runs: Sequence[Run], labels: Sequence[str]) -> str:
 
 
 def figure(picture: Picture, title: str | None = None) -> str:
-    """A PNG as a data address with its caption; under `title`, else under its kind and epoch."""
+    """A PNG or GIF as a data address with its caption; under `title`, else under its kind and epoch."""
     data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     if title is None:
         title = (
@@ -91,7 +91,8 @@ def figure(picture: Picture, title: str | None = None) -> str:
         )
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     caption = f"<figcaption class=soft>{escape(picture.caption)}</figcaption>" if picture.caption else ""
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(picture.caption or picture.path.stem)}">'
+    alt = escape(picture.caption or picture.path.stem)
+    image = f'<img src="data:{media_type(picture.path)};base64,{data}" alt="{alt}">'
     return f'<figure class="picture">{heading}{image}{caption}</figure>'
 
 

@@ -16,7 +16,7 @@ from mfm_core.report.runs import Run, number, read_run
 def write_report(run_folders: Sequence[Path], path: Path) -> None:
     """Writes the report of `run_folders` to `path`, atomically; several runs are compared.
 
-    Reads each folder's `log.jsonl` and `pictures/*.png` and nothing else, so it serves running, stopped and resumed
+    Reads each folder's `log.jsonl` and `pictures/` and nothing else, so it serves running, stopped and resumed
     runs alike; a part without data is left out. The same folders give the same bytes.
     Raises `UserError` for a folder without a log and for a path that cannot be written.
     """
@@ -39,6 +39,7 @@ def page(runs: Sequence[Run]) -> str:
         tables.settings(runs, labels),
         figures.curves(runs, labels),
         figures.pictures(runs, labels),
+        tables.logged(runs, labels),
         tables.bad_files(runs),
         tables.configuration(runs, labels),
         tables.environment(runs, labels),

@@ -1,4 +1,4 @@
-"""What a run left in its folder, read back: `log.jsonl` and `pictures/*.png`, whole, partial, resumed or torn."""
+"""What a run left in its folder, read back: `log.jsonl` and its pictures, whole, partial, resumed or torn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mfm_core.errors import UserError
+from mfm_core.report.exhibits import Table
 
 Record = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -28,7 +29,7 @@ class BadFileCount:
 
 @dataclass
 class Picture:
-    """A PNG of the run, its epoch where known, and what its columns are."""
+    """A PNG or GIF of the run, its epoch where known, and what its columns are."""
 
     path: Path
     epoch: float | None = None
@@ -38,6 +39,15 @@ class Picture:
     def kind(self) -> str:
         """What it shows: the file's name without the epoch behind it."""
         return re.sub(r"_\d+$", "", self.path.stem)
+
+
+@dataclass
+class LoggedTable:
+    """A table that a task left, its epoch where known, and what to know of it."""
+
+    table: Table
+    epoch: float | None = None
+    caption: str = ""
 
 
 @dataclass
@@ -54,6 +64,8 @@ class Run:
     epochs: list[Record] = field(default_factory=list)
     bad_files: list[BadFileCount] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    tables: dict[str, LoggedTable] = field(default_factory=dict)
+    """The latest of each name."""
     warnings: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     status: str = ""
@@ -133,6 +145,8 @@ def read_run(folder: Path) -> Run:
             entry.reason, entry.times = str(record.get("reason") or ""), entry.times + 1
         elif kind == "picture":
             logged[str(record.get("file"))] = record
+        elif kind == "table":
+            run.tables[str(record.get("name"))] = _table(record)
     run.bad_files = list(bad.values())
     run.seconds = _seconds(records)
     run.pictures = _pictures(folder, logged)
@@ -203,23 +217,36 @@ def _seconds(records: list[Record]) -> float | None:
 
 
 def _pictures(folder: Path, logged: dict[str, Record]) -> list[Picture]:
-    """The PNG files of the run that are there, newest first: those the log names, then others in `pictures/`."""
+    """The pictures of the run that are there, newest first: those the log names, then others in `pictures/`."""
     home = folder.resolve()
     found: dict[Path, Picture] = {}
     for name, record in logged.items():
         path = (home / name.replace("\0", "")).resolve()
-        if path.is_relative_to(home) and _is_png(path):
+        if path.is_relative_to(home) and media_type(path):
             found[path] = Picture(path, number(record.get("epoch")), str(record.get("caption") or ""))
-    for path in sorted(home.glob("pictures/*.png")):
-        if path not in found and _is_png(path):
+    for path in sorted(p for suffix in ("png", "gif") for p in home.glob(f"pictures/*.{suffix}")):
+        if path not in found and media_type(path):
             found[path] = Picture(path)
     return sorted(found.values(), key=lambda p: (p.epoch is not None, p.epoch or 0.0, p.path.name), reverse=True)
 
 
-def _is_png(path: Path) -> bool:
-    """Whether a file is there and opens as PNG."""
+def media_type(path: Path) -> str:
+    """What a browser calls the picture in a file, image/png or image/gif; "" where there is none that it knows."""
     try:
         with path.open("rb") as file:
-            return file.read(8) == b"\x89PNG\r\n\x1a\n"
+            start = file.read(8)
     except OSError:
-        return False
+        return ""
+    if start[:6] in (b"GIF87a", b"GIF89a"):
+        return "image/gif"
+    return "image/png" if start == b"\x89PNG\r\n\x1a\n" else ""
+
+
+def _table(record: Record) -> LoggedTable:
+    """A table's record; whatever it holds is taken as text."""
+    rows = [row for row in record.get("rows") or [] if isinstance(row, list)]
+    head, figures = record.get("head") or [], record.get("figures") or []
+    text = [[str(cell) for cell in row] for row in rows]
+    columns = tuple(column for column in figures if isinstance(column, int))
+    table = Table([str(title) for title in head], text, columns)
+    return LoggedTable(table, number(record.get("epoch")), str(record.get("caption") or ""))

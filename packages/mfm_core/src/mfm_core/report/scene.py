@@ -28,7 +28,7 @@ Columns = dict[str, list[np.ndarray]]
 REMARKS = {
     "HOG target": "strokes lie along the edges that a cell holds",
     "predicted HOG": "bright where the loss counts",
-    "prediction + visible": "in the last column, what the encoder saw in place of its prediction",
+    "prediction + visible": "prediction + visible: what the encoder saw in place of its prediction",
     "prediction + kept": "prediction + kept: removed frequencies from the prediction, the others from the target",
     "target spectrum": "spectra: log amplitude, frequency zero in the middle, in each row's own colour scale",
 }

@@ -18,7 +18,8 @@ from mfm_core.report.curves import colour
 from mfm_core.report.runs import Run, number
 
 _MOST_FILES = 500
-"""Names of accuracies at a resize size; they have a table, and no charts."""
+_MOST_OPEN_ROWS = 30
+"""Of a task's table; longer ones are folded away."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,24 @@ def settings(runs: Sequence[Run], labels: Sequence[str]) -> str:
             head = table.head()
             parts.append(whose + _table(head, table.cells(), figures=range(1, len(head))))
     return section("By setting", "".join(parts))
+
+
+def logged(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """The tables that the runs' tasks left; long ones are folded away."""
+    parts = []
+    for name in dict.fromkeys(name for run in runs for name in run.tables):
+        body = []
+        for run, label in zip(runs, labels):
+            if name in run.tables:
+                found = run.tables[name]
+                whose = f"<h3>{escape(label)}</h3>" if len(runs) > 1 else ""
+                note = f'<p class="soft">{escape(found.caption)}</p>' if found.caption else ""
+                shown = _table(found.table.head, found.table.rows, found.table.figures)
+                count = len(found.table.rows)
+                folded = f"<details><summary>{count} rows</summary>{shown}</details>"
+                body.append(whose + note + (folded if count > _MOST_OPEN_ROWS else shown))
+        parts.append(section(name.replace("_", " ").capitalize(), "".join(body)))
+    return "".join(parts)
 
 
 def bad_files(runs: Sequence[Run]) -> str:

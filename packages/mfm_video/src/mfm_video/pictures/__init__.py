@@ -1,0 +1,1 @@
+"""Sheets and animations that show what a model of clips predicts."""
