@@ -15,7 +15,6 @@ from mfm_core.report.pixels import Pixels
 from mfm_core.tasks.modality import ClassifierTask, Drawn, Modality
 from mfm_video.data.build import (
     clip_spec,
-    data_root,
     eval_dataset,
     has_split,
     opener,
@@ -27,12 +26,12 @@ from mfm_video.data.build import (
 from mfm_video.data.doctor import DoctorReport, check_videos
 from mfm_video.models import build_model, example_input
 from mfm_video.pictures.reconstruction import reconstruction
-from mfm_video.views import test_views
+from mfm_video.views import judge_views
 
 
 def classes(cfg: CfgNode) -> tuple[str, ...]:
     """The classes of the training videos."""
-    return tuple(videos_of(cfg, "train").classes)
+    return videos_of(cfg, "train").classes
 
 
 def has_val(cfg: CfgNode) -> bool:
@@ -53,7 +52,8 @@ def check_transforms(cfg: CfgNode) -> None:
 
 def check_data(cfg: CfgNode) -> DoctorReport:
     """Opens every video of the lists."""
-    return check_videos(cfg)
+    splits = {split: videos_of(cfg, split) for split in ("train", "val", "test") if has_split(cfg, split)}
+    return check_videos(splits, clip_spec(cfg), opener(cfg), workers=cfg.DATA_LOADER.NUM_WORKERS)
 
 
 def seen_as(cfg: CfgNode) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _on_cpu(output: PretrainOutput) -> PretrainOutput:
 
 
 def explain(task: ClassifierTask, model: Classifier) -> list[Drawn]:
-    """Nothing of single videos: `test_views` shows what is taken for what."""
+    """Nothing of single videos: `judge_views` shows what is taken for what."""
     return []
 
 
@@ -98,7 +98,7 @@ VIDEOS = Modality(
     stills=stills,
     reconstruct=reconstruct,
     explain=explain,
-    finish=test_views,
+    finish=judge_views,
     tests_itself=True,
     seen_as=seen_as,
     published=("Kinetics-400", KINETICS_TRAIN_VIDEOS),

@@ -214,13 +214,11 @@ def _evaluate_only(
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()])
     model = task.model.to(world.device).eval()
     values = task.evaluate(model, epoch, last=True)
-    for name, image, caption in task.pictures(model, epoch, last=True):
-        log.picture(name, image, caption, epoch, step)
+    for name, thing, caption in task.pictures(model, epoch, last=True):
+        log.picture(name, thing, caption, epoch, step)
     for loader in task.eval_loaders():
         met = {file.path: file for files in world.gather(list(loader.bad.values())) for file in files}
         log.bad_files(list(met.values()), epoch)
-    for name, thing, caption in task.pictures(task.model, epoch, last=True):
-        log.picture(name, thing, caption, epoch, step)
     log.epoch(epoch, step, values)
     log.end("finished")
     return 0

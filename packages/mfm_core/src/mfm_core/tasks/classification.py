@@ -11,7 +11,7 @@ from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.parallel.world import World
-from mfm_core.tasks.modality import Drawn, Modality
+from mfm_core.tasks.modality import DataSet, Drawn, Modality
 
 
 class ClassificationTask:
@@ -28,16 +28,22 @@ class ClassificationTask:
         self.files = len(self.train_set) if self.train_set else 0
         self.model = modality.build_model(cfg)
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
+        self._loaders: list[Loader] = []
         self.val_loader: Loader | None = None
         if self.train_set is not None:
             classes = self.train_set.listing.classes
             check_classes(cfg, len(classes))
-            self.val_loader = eval_loader(cfg, modality.eval_set(cfg, "val", classes), world)
+            self.val_loader = self.loader(modality.eval_set(cfg, "val", classes))
         self.warnings: list[str] = []
 
     def eval_loaders(self) -> list[Loader]:
-        """The validation files'."""
-        return [self.val_loader] if self.val_loader else []
+        """The validation files', and what else was looked at."""
+        return self._loaders
+
+    def loader(self, dataset: DataSet) -> Loader:
+        """This process's share of a data set; its unreadable files will be listed."""
+        self._loaders.append(eval_loader(self.cfg, dataset, self.world))
+        return self._loaders[-1]
 
     def prepare(self, batch: Batch) -> Batch:
         """Nothing is mixed."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from mfm_core.data.loader import Loader, eval_loader
+from mfm_core.data.loader import Loader
 from mfm_core.data.mixing import Mixer
 from mfm_core.engine.evaluate import evaluate_classifier
 from mfm_core.errors import UserError
@@ -60,7 +60,7 @@ class FinetuneTask(ClassificationTask):
 
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
         """What `evaluate_classifier` gives for a data set."""
-        return self._accuracy(model, eval_loader(self.cfg, dataset, self.world))
+        return self._accuracy(model, self.loader(dataset))
 
     def _accuracy(self, model: nn.Module, loader: Loader) -> dict[str, float]:
         return evaluate_classifier(model, loader, self.world, self.autocast, self.criterion)

@@ -83,6 +83,9 @@ class ClassifierTask(Protocol):
     autocast: Callable[[], AbstractContextManager]
     val_loader: Loader | None
 
+    def loader(self, dataset: DataSet) -> Loader:
+        """This process's share of a data set; its unreadable files will be listed."""
+
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
         """What `evaluate_classifier` gives for a data set."""
 
