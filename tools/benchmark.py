@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from benchmark_attention import benchmark_attention
-from benchmark_loader import rows as loader_rows
 from benchmark_mae import benchmark_mae
 from benchmark_plain import plain_hog
 from benchmark_step import benchmark_mfm, benchmark_step
@@ -53,10 +52,19 @@ def benchmark_hog(args: argparse.Namespace) -> Iterator[Row]:
 
 def benchmark_loader(args: argparse.Namespace) -> Iterator[Row]:
     """Processor time per image of our data set beside torchvision's ImageFolder; see `benchmark_loader.py`."""
-    for row in loader_rows(count=args.photos):
+    from benchmark_loader import rows  # it needs the image package
+
+    for row in rows(count=args.photos):
         name, *case = row["name"].split(", ")
         speeds = f"{row['ours']:.0f} images/s per core, torchvision {row['theirs']:.0f}"
         yield Row(name, ", ".join(case), 1, 1 / row["theirs"], 1 / row["ours"], speeds)
+
+
+def benchmark_decode(args: argparse.Namespace) -> Iterator[Row]:
+    """Clips of videos beside PyAV that decodes whole files, and beside PyAV that seeks; see `benchmark_decode.py`."""
+    from benchmark_decode import benchmark_decode  # it needs the video package
+
+    yield from benchmark_decode(args)
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
@@ -66,6 +74,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "mae": benchmark_mae,
     "mfm": benchmark_mfm,
     "loader": benchmark_loader,
+    "decode": benchmark_decode,
 }
 
 
@@ -112,6 +121,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--attention-shapes", type=int, nargs=4, action="append", metavar=("B", "HEADS", "TOKENS", "WIDTH"),
         help="in place of the standard ones; can be given several times")  # fmt: skip
     add("--photos", type=int, default=100, help="JPEG files that the loader reads (default: %(default)s)")
+    add("--videos", help="a folder of videos to decode (default: one that is made)")
+    add("--frames", type=int, default=300, help="of the video that is made (default: %(default)s)")
     return parser.parse_args()
 
 

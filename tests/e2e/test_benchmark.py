@@ -18,6 +18,7 @@ CASES = {
     "mae": ("--batch", "2", "--set", *TINY, *DECODER, *SMALL),
     "mfm": ("--batch", "2", "--set", *TINY, *SMALL),
     "loader": ("--photos", "20"),
+    "decode": ("--frames", "80"),
 }
 
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mfm_core.data.checkup import equal_groups, listing, mapper, spread
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile
 from mfm_image.data.decode import ImageReader, UnreadableImage
@@ -82,13 +79,13 @@ class DoctorReport:
         text.append("modes  " + ", ".join(f"{mode} {count}" for mode, count in self.modes.items()))
         text.append(f"decoding {self.speed:.0f} images/s in one process" + self._pool_speed())
         text += [f"PROBLEM {problem}" for problem in self.problems]
-        text += _listing("unreadable", self.unreadable_total, [f"{b.path}: {b.reason}" for b in self.unreadable])
+        text += listing("unreadable", self.unreadable_total, [f"{b.path}: {b.reason}" for b in self.unreadable])
         conflicts = f" ({self.conflicts_total} with different labels)" if self.conflicts_total else ""
-        text += _listing(
+        text += listing(
             "groups of equal files" + conflicts, self.duplicates_total, [" = ".join(g) for g in self.duplicates]
         )
         leaks = [f"{val} is also {train}" for train, val in self.leaks]
-        text += _listing("LEAKS: validation files that are also in train", self.leaks_total, leaks)
+        text += listing("LEAKS: validation files that are also in train", self.leaks_total, leaks)
         text.append("healthy" if self.healthy else "not healthy: see above")
         return text
 
@@ -177,37 +174,12 @@ def _time_one_process(report: DoctorReport, table: PathTable, indices: np.ndarra
     torch.set_num_threads(threads)
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator:
-    """A `map` over paths: in this process, or in `workers` others that are running already."""
-    if not workers:
-        yield lambda paths: map(_inspect, paths)
-        return
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(abs, range(workers * 4)))
-        yield lambda paths: _in_blocks(pool, paths, 64 * workers)
-
-
-def _in_blocks(pool: ProcessPoolExecutor, paths: Iterable[str], size: int) -> Iterator[tuple]:
-    """`pool.map` a block at a time: given everything, it would make a million futures before the first result."""
-    block: list[str] = []
-    try:
-        for path in paths:
-            block.append(path)
-            if len(block) == size:
-                yield from pool.map(_inspect, block, chunksize=16)
-                block = []
-        yield from pool.map(_inspect, block, chunksize=16)
-    except BrokenProcessPool as error:
-        raise UserError("a checking process died, most often for lack of memory; use fewer workers") from error
-
-
 def _examine(report: DoctorReport, table: PathTable, chosen: np.ndarray, workers: int, listed: int) -> _Findings:
     """Inspects the chosen files and fills in what concerns single ones."""
     n = len(chosen)
     findings = _Findings(np.zeros(n, np.int32), np.zeros(n, np.int32), np.zeros(n, np.uint64))
     modes: Counter[str] = Counter()
-    with _mapper(workers) as inspect_all:
+    with mapper(_inspect, workers) as inspect_all:
         start = time.perf_counter()
         for row, result in enumerate(inspect_all(table[int(i)] for i in chosen)):
             width, height, mode, digest, reason = result
@@ -222,7 +194,7 @@ def _examine(report: DoctorReport, table: PathTable, chosen: np.ndarray, workers
     report.modes = dict(modes.most_common())
     if modes:
         readable = findings.width > 0
-        report.widths, report.heights = (_spread(x[readable]) for x in (findings.width, findings.height))
+        report.widths, report.heights = (spread(x[readable]) for x in (findings.width, findings.height))
     return findings
 
 
@@ -231,10 +203,7 @@ def _find_duplicates(
 ) -> None:
     """Groups readable files of equal content; a group with files of both splits is a leak per validation file."""
     rows = np.flatnonzero(findings.width > 0)
-    order = rows[np.argsort(findings.digest[rows], kind="stable")]
-    digest = findings.digest[order]
-    groups = np.split(order, np.flatnonzero(digest[1:] != digest[:-1]) + 1)
-    groups = sorted((chosen[group] for group in groups if len(group) > 1), key=lambda group: group[0])
+    groups = [chosen[rows[group]] for group in equal_groups(findings.digest[rows])]
     report.duplicates_total = len(groups)
     report.duplicates = [[table.relative(int(i)) for i in group] for group in groups[:listed]]
     for group in groups:
@@ -245,12 +214,3 @@ def _find_duplicates(
         report.leaks_total += len(leaked)
         pairs = [(table.relative(int(group[0])), table.relative(int(i))) for i in leaked]
         report.leaks += pairs[: max(0, listed - len(report.leaks))]
-
-
-def _spread(values: np.ndarray) -> tuple[int, int, int]:
-    return int(values.min()), int(np.median(values)), int(values.max())
-
-
-def _listing(title: str, total: int, items: list[str]) -> list[str]:
-    more = [f"  ... and {total - len(items)} more"] if total > len(items) else []
-    return [f"{title}: {total}", *(f"  {item}" for item in items), *more] if total else []

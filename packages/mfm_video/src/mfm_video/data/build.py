@@ -15,6 +15,7 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
 from mfm_video.data.dataset import MultiViewDataset, Opener, VideoDataset
 from mfm_video.data.decode import open_video
+from mfm_video.data.doctor import DoctorReport, check_videos
 from mfm_video.data.lists import VideoList, list_videos
 from mfm_video.data.read_decord import import_decord
 from mfm_video.data.sampling import ClipSpec
@@ -131,6 +132,18 @@ def test_dataset(
         cfg.DATA.USE_OFFSET_SAMPLING,
         opener=opener(cfg),
     )
+
+
+def check_data(cfg: CfgNode, limit: int | None = None) -> DoctorReport:
+    """What the doctor finds in the lists of all splits there are."""
+    splits = {"train": videos_of(cfg, "train")}
+    for split in ("val", "test"):
+        if has_split(cfg, split):
+            splits[split] = videos_of(cfg, split, splits["train"].classes)
+    report = check_videos(splits, clip_spec(cfg), opener(cfg), cfg.DATA_LOADER.NUM_WORKERS, limit)
+    if "val" not in splits:
+        report.problems.append(f"{data_root(cfg)} has neither val.csv nor val/: nothing to evaluate on")
+    return report
 
 
 def _folder_classes(cfg: CfgNode) -> tuple[str, ...]:

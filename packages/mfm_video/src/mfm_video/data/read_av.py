@@ -58,6 +58,9 @@ class AvVideo:
             raise UnreadableVideo(self.path, "there is no video in it, at most sound")
         self._stream = videos[0]
         self._codec = self._stream.codec_context
+        if self._codec is None:
+            self.close()
+            raise UnreadableVideo(self.path, "PyAV has no decoder for it, or it is damaged")
         self._codec.thread_type, self._codec.thread_count = "NONE", 1
         self.codec, self.container = self._codec.name, self._container.format.name
         self.height, self.width = self._codec.height, self._codec.width
@@ -90,7 +93,7 @@ class AvVideo:
             raise UnreadableVideo(self.path, f"truncated: {seconds} are there")
 
     def _frame_rate(self) -> float:
-        """What the file says where its time stamps agree to a tenth (they are rounded, or have gaps), else what they say."""
+        """What the file says where its time stamps (rounded, with gaps) agree to a tenth, else what they say."""
         if self._index is None or self.frames < 2:
             return float(self._stream.guessed_rate or self._stream.average_rate or 30)
         said = float(self._stream.average_rate or 0)

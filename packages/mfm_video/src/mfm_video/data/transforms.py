@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -21,6 +22,8 @@ from mfm_core.data.augment import build_auto_augment, build_erasing, from_pil, t
 from mfm_core.data.crops import Normalize, random_crop, resize, short_side_size
 from mfm_core.data.seeding import seeded
 from mfm_core.errors import UserError
+
+Policy = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,10 @@ class TrainClipTransform:
                 f"DATA.TRAIN_JITTER_SCALES {list(jitter)} goes below DATA.TRAIN_CROP_SIZE {size}: the window would "
                 "reach beyond the frames."
             )
-        self.policy: Callable[[Image.Image], Image.Image] | None = None
-        if auto_augment:
-            side = min(short_side or min(self.jitter), min(self.jitter))
-            self.policy = build_auto_augment(auto_augment, side, None, policy_interpolation)
+        self.policy_of: Callable[[int], Policy] | None = None
+        if auto_augment:  # how far it moves frames depends on their short side
+            self.policy_of = partial(build_auto_augment, auto_augment, mean=None, interpolation=policy_interpolation)
+            self.policy_of(size)
         self.recolor = ColorJitter(*[color_jitter] * 3) if color_jitter and not auto_augment else None
         self.normalize = Normalize(mean, std)
         self.erase = build_erasing(erase_prob, erase_mode, erase_count)
@@ -122,8 +125,8 @@ class TrainClipTransform:
 
     def apply(self, frames: Tensor, crop: ClipCrop) -> Tensor:
         """(T, 3, h, w) uint8 to (3, T, size, size) float32."""
-        if self.policy is not None:
-            frames = same_for_all(self.policy, frames)
+        if self.policy_of is not None:
+            frames = same_for_all(self.policy_of(min(frames.shape[2:])), frames)
         frames = cut(frames, crop, self.size)
         if crop.flip:
             frames = frames.flip(-1)
@@ -187,7 +190,7 @@ def normalized(frames: Tensor, normalize: Normalize) -> Tensor:
     return normalize(planar.flatten(1, 2)).view(planar.shape)
 
 
-def same_for_all(policy: Callable[[Image.Image], Image.Image], frames: Tensor) -> Tensor:
+def same_for_all(policy: Policy, frames: Tensor) -> Tensor:
     """Applies the policy to each frame (T, 3, h, w) uint8, with the same draws."""
     seed = int(torch.randint(2**62, ()))
     changed = []
