@@ -65,7 +65,7 @@ def confusion_picture(counts: Tensor, names: Sequence[str]) -> Image.Image:
     labels = [_label(name, font, side // 3) for name in names] if named else []
     margin = max((label.width for label in labels), default=0) + _GAP
     title = round(1.8 * text)
-    page = Image.new("RGBA", (margin + side + title, side + margin + 2 * title), (0, 0, 0, 0))
+    page = Image.new("RGBA", (margin + side, title + side + margin), (0, 0, 0, 0))
     page.paste(matrix, (margin, title))
     draw = ImageDraw.Draw(page)
     for i, label in enumerate(labels):

@@ -40,6 +40,6 @@ def write_gallery(path: Path, title: str, subtitle: str, notes: Sequence[str], p
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(subtitle)}</p>',
         f'<div class="warnings"><ul>{items}</ul></div>' if notes else "",
-        *(f"<h2>{escape(picture.kind.capitalize())}</h2>{figure(picture, '')}" for picture in pictures),
+        *(f"<h2>{escape(picture.title)}</h2>{figure(picture, '')}" for picture in pictures),
     ]
     write_page(path, document(title, parts))

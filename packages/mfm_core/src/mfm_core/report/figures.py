@@ -86,9 +86,7 @@ def figure(picture: Picture, title: str | None = None) -> str:
     """A PNG or GIF as a data address with its caption; under `title`, else under its kind and epoch."""
     data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     if title is None:
-        title = (
-            f"{picture.kind.capitalize()}, epoch {picture.epoch:g}" if picture.epoch is not None else picture.path.stem
-        )
+        title = f"{picture.title}, epoch {picture.epoch:g}" if picture.epoch is not None else picture.path.stem
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     caption = f"<figcaption class=soft>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     alt = escape(picture.caption or picture.path.stem)

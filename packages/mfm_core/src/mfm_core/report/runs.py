@@ -40,6 +40,11 @@ class Picture:
         """What it shows: the file's name without the epoch behind it."""
         return re.sub(r"_\d+$", "", self.path.stem)
 
+    @property
+    def title(self) -> str:
+        """Its kind, for people."""
+        return title_of(self.kind)
+
 
 @dataclass
 class LoggedTable:
@@ -106,6 +111,11 @@ class Run:
             step = number(record.get("step"))
             return None if step is None else step / per_epoch
         return epoch
+
+
+def title_of(name: str) -> str:
+    """What a picture or a table of this name is called for people."""
+    return name.replace("_", " ").capitalize()
 
 
 def number(value: Any) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any
 from mfm_core.monitor.settings import setting_tables, split_name
 from mfm_core.monitor.writers import duration
 from mfm_core.report.curves import colour
-from mfm_core.report.runs import Run, number
+from mfm_core.report.runs import Run, number, title_of
 
 _MOST_FILES = 500
 _MOST_OPEN_ROWS = 30
@@ -113,7 +113,7 @@ def logged(runs: Sequence[Run], labels: Sequence[str]) -> str:
                 count = len(found.table.rows)
                 folded = f"<details><summary>{count} rows</summary>{shown}</details>"
                 body.append(whose + note + (folded if count > _MOST_OPEN_ROWS else shown))
-        parts.append(section(name.replace("_", " ").capitalize(), "".join(body)))
+        parts.append(section(title_of(name), "".join(body)))
     return "".join(parts)
 
 
