@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mfm_core.config import get_cfg
+import json
+from pathlib import Path
+
+from mfm_core.config import get_cfg, load_config
 from mfm_core.corruption.tokens import MaskToken
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.heads.linear import SeparateHeads
@@ -11,6 +14,7 @@ from mfm_core.objective import Classifier, MaskedPrediction
 from mfm_core.targets.hog import HOGTarget
 from mfm_video.backbones.mvit import mvit_from_cfg
 
+RECIPES = Path(__file__).parent.parent / "recipes" / "pyslowfast_masked_ssl.json"
 SAME_NAMES = (
     *("patch_2d", "patch_kernel", "patch_stride", "patch_padding", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("qkv_bias", "dim_mul", "head_mul", "pool_q_stride", "pool_kv_stride_adaptive", "residual_pooling"),
@@ -78,3 +82,10 @@ def classifier(cfg) -> Classifier:
         dropout=cfg.MODEL.DROPOUT_RATE,
     )
     return Classifier(backbone, head)
+
+
+def recipe(name: str):
+    """The configuration of one of PySlowFast's recipes, by what its file sets."""
+    keys = json.loads(RECIPES.read_text())
+    pairs = ((key, str(entry["used"][name])) for key, entry in keys.items() if name in entry["used"])
+    return load_config(None, [word for pair in pairs for word in pair])

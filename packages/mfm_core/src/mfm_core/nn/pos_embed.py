@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sincos_1d(dim: int, positions: Tensor) -> Tensor:
@@ -30,9 +30,39 @@ def sincos_2d(grid: tuple[int, int], dim: int, cls_token: bool, first: str = "co
     return table[None]
 
 
+class SeparablePositions(nn.Module):
+    """A learned table over space and one over time, whose sum is a token's position, and a row for a class token.
+
+    Fan et al. 2021 (MViT), Feichtenhofer et al. 2022 (MAE on video).
+    """
+
+    def __init__(self, grid: tuple[int, int, int], dim: int, cls_token: bool) -> None:
+        super().__init__()
+        self.spatial = nn.Parameter(torch.zeros(1, grid[1] * grid[2], dim))
+        self.temporal = nn.Parameter(torch.zeros(1, grid[0], dim))
+        self.cls = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
+
+    def forward(self) -> Tensor:
+        """(1, [1 +] t * h * w, dim), tokens row-major, time slowest."""
+        return separable_table(self.spatial, self.temporal, self.cls)
+
+
+def separable_table(spatial: Tensor, temporal: Tensor, cls: Tensor | None) -> Tensor:
+    """(1, h * w, D) and (1, t, D) added to (1, [1 +] t * h * w, D), behind a class token's (1, 1, D)."""
+    table = (spatial[:, None] + temporal[:, :, None]).flatten(1, 2)
+    return table if cls is None else torch.cat([cls, table], dim=1)
+
+
 def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
     """A (1, prefix + h * w, D) table for another grid, bicubic; the `prefix` class-token rows stay as they are."""
     head, body = table[:, :prefix], table[:, prefix:]
     image = body.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
     image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
     return torch.cat([head, image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+def resample_rows(table: Tensor, rows: int) -> Tensor:
+    """(old, D) to (rows, D), linear along the rows with half-pixel centres, as PySlowFast resamples distances."""
+    if table.shape[0] == rows:
+        return table
+    return F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T
