@@ -354,9 +354,11 @@ def test_enlarge_repeats():
     ("changes", "said"),
     [
         ({"PATCH_PADDING": [2, 4, 4]}, "pad by half of MVIT.PATCH_KERNEL"),
-        ({"PATCH_KERNEL": [7, 7]}, "MVIT.PATCH_KERNEL [7, 7] needs three numbers"),
+        ({"PATCH_KERNEL": [7, 7]}, "MVIT.PATCH_KERNEL [7, 7] needs three whole numbers"),
+        ({"POOL_KVQ_KERNEL": [3, 3, 0]}, "MVIT.POOL_KVQ_KERNEL [3, 3, 0] needs three whole numbers"),
         ({"POOL_Q_STRIDE": [[9, 1, 2, 2]]}, "MVIT.POOL_Q_STRIDE has [9, 1, 2, 2]"),
         ({"POOL_Q_STRIDE": [[1, 2, 2]]}, "MVIT.POOL_Q_STRIDE has [1, 2, 2]"),
+        ({"POOL_Q_STRIDE": [[1, 1, 2.5, 2]]}, "MVIT.POOL_Q_STRIDE has [1, 1, 2.5, 2]"),
         ({"DIM_MUL": [[1, 0.0]]}, "MVIT.DIM_MUL has [1, 0.0]"),
         ({"NUM_HEADS": 3}, "heads, which do not divide its width 16"),
         ({"SIZE": "S"}, "MVIT.SIZE S names a plain ViT"),

@@ -269,20 +269,25 @@ def _blocks_of(cfg: CfgNode) -> list[BlockPlan]:
 
 def _triple(cfg: CfgNode, key: str) -> Grid:
     value = tuple(cfg.MVIT[key])
-    if len(value) != 3:
-        raise UserError(f"MVIT.{key} {list(value)} needs three numbers on video: time, height and width.")
+    least = 0 if key == "PATCH_PADDING" else 1
+    if len(value) != 3 or not all(isinstance(n, int) and n >= least for n in value):
+        raise UserError(f"MVIT.{key} {list(value)} needs three whole numbers on video: time, height and width.")
     return value
 
 
 def _by_block(cfg: CfgNode, key: str, numbers: int) -> dict[int, tuple]:
-    """A list of [block, number, ...] as a table by block."""
-    table = {}
+    """A list of [block, number, ...] as a table by block; strides are whole numbers, factors any above 0."""
+    table, kinds = {}, (int,) if numbers == 3 else (int, float)
     for row in cfg.MVIT[key]:
-        fits = isinstance(row, (list, tuple)) and len(row) == numbers + 1 and min(row[1:]) > 0
-        if not fits or row[0] not in range(cfg.MVIT.DEPTH + 1):
+        fits = isinstance(row, (list, tuple)) and len(row) == numbers + 1
+        if (
+            not fits
+            or row[0] not in range(cfg.MVIT.DEPTH + 1)
+            or not all(isinstance(n, kinds) and n > 0 for n in row[1:])
+        ):
             raise UserError(
-                f"MVIT.{key} has {row}; each entry is a block below MVIT.DEPTH {cfg.MVIT.DEPTH} and {numbers} positive "
-                f"number{'s' * (numbers > 1)} for it."
+                f"MVIT.{key} has {row}; each entry is a block below MVIT.DEPTH {cfg.MVIT.DEPTH} and "
+                + ("its strides in time, height and width." if numbers == 3 else "a factor above 0.")
             )
         table[row[0]] = tuple(row[1:])
     return table
