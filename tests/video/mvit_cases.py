@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 from mfm_core.config import get_cfg, load_config
-from mfm_core.corruption.tokens import MaskToken
 from mfm_core.heads.classification import ClassificationHead
-from mfm_core.heads.linear import SeparateHeads
-from mfm_core.losses.masked import MaskedMSE
+from mfm_core.methods.maskfeat import maskfeat_from_cfg
 from mfm_core.objective import Classifier, MaskedPrediction
-from mfm_core.targets.hog import HOGTarget
 from mfm_video.backbones.mvit import mvit_from_cfg
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "pyslowfast_masked_ssl.json"
@@ -45,6 +43,7 @@ def config_of(model: dict, steps: dict | None = None):
         cfg.MVIT[name.upper()] = model[name]
     for key, name in OTHER_NAMES.items():
         cfg.MVIT[key] = model[name]
+    cfg.MASK.PRED_HOG = True
     cfg.MASK.PRETRAIN_DEPTH = model.get("predict_from_block", [0])
     cfg.HOG.BINS, cfg.HOG.CELL = model.get("hog_bins", 9), model.get("hog_cell", 8)
     cfg.HOG.GAUSSIAN_WINDOW = model.get("hog_gaussian_window", 0)
@@ -59,16 +58,8 @@ def config_of(model: dict, steps: dict | None = None):
 
 def maskfeat(cfg) -> MaskedPrediction:
     """MaskFeat on the multiscale model of a configuration."""
-    backbone, depths = mvit_from_cfg(cfg), list(cfg.MASK.PRETRAIN_DEPTH)
-    target = HOGTarget(
-        backbone.patch_stride[1:],
-        bins=cfg.HOG.BINS,
-        cell=cfg.HOG.CELL,
-        gaussian_window=cfg.HOG.GAUSSIAN_WINDOW,
-        temporal_stride=backbone.patch_stride[0],
-    )
-    head = SeparateHeads([backbone.dims[i] for i in depths], target.dim)
-    return MaskedPrediction(backbone, MaskToken(backbone.stem_dim), head, target, MaskedMSE(), depths)
+    with patch("mfm_core.methods.maskfeat.backbone_from_cfg", mvit_from_cfg):
+        return maskfeat_from_cfg(cfg)
 
 
 def classifier(cfg) -> Classifier:

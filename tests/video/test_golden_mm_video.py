@@ -38,7 +38,7 @@ def config_of(backbone: dict, target: dict | None = None):
     mvit.USE_ABS_POS = False
     mvit.REL_POS_SPATIAL = mvit.REL_POS_TEMPORAL = mvit.RESIDUAL_POOLING = True
     mvit.DROPPATH_RATE = backbone["drop_path_rate"]
-    cfg.MASK.PRETRAIN_DEPTH = [mvit.DEPTH - 1]
+    cfg.MASK.PRED_HOG, cfg.MASK.PRETRAIN_DEPTH = True, [mvit.DEPTH - 1]
     if target is not None:
         cfg.HOG.BINS, cfg.HOG.CELL, cfg.HOG.GAUSSIAN_WINDOW = target["nbins"], target["pool"], target["gaussian_window"]
     return cfg

@@ -224,7 +224,7 @@ def tiny(**mvit):
     }
     for key, value in {**values, **mvit}.items():
         cfg.MVIT[key] = value
-    cfg.MASK.PRETRAIN_DEPTH = [3]
+    cfg.MASK.PRED_HOG, cfg.MASK.PRETRAIN_DEPTH = True, [3]
     return cfg
 
 
@@ -292,6 +292,13 @@ def test_heads_of_several_depths():
     each = [model.loss(p, output.target, mask.flatten(1)) for p in model.head([x[:, 1:] for x in features])]
     torch.testing.assert_close(output.loss, each[0] + each[1])
     assert abs(each[0].item() - each[1].item()) > 1e-5
+    cfg.MASK.PRETRAIN_DEPTH = [0, 3]
+    with pytest.raises(UserError, match="all need the last one's grid"):
+        maskfeat(cfg)
+    cfg = tiny()
+    cfg.DATA.TRAIN_CROP_SIZE = 72
+    with pytest.raises(UserError, match="DATA.TRAIN_CROP_SIZE 72 to be a multiple of 16"):
+        maskfeat(cfg)
 
 
 def test_drop_path_grows_and_layers_are_counted():

@@ -36,12 +36,12 @@ VIDEO_ONLY = (
     "TEST.NUM_TEMPORAL_CLIPS",
 )
 MULTISCALE_ONLY = (
-    "MVIT.MODE",
     "MVIT.DIM_MUL_IN_ATT",
+    "MVIT.DROPOUT_RATE",
+    "MVIT.POOL_KV_STRIDE",
+    "MVIT.MODE",
     "MVIT.POOL_KVQ_KERNEL",
     "MVIT.POOL_KV_STRIDE_ADAPTIVE",
-    "MVIT.POOL_KV_STRIDE",
-    "MVIT.DROPOUT_RATE",
     "MVIT.REL_POS_TEMPORAL",
     "MVIT.RESIDUAL_POOLING",
 )
@@ -127,17 +127,6 @@ def _reports_attention(cfg: CfgNode) -> bool:
 IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
     (lambda c: arch_of(c) != "mvit", "acts in multiscale models only", MULTISCALE_ONLY),
-    (
-        lambda c: arch_of(c) == "mvit" and c.MVIT.POOL_KV_STRIDE_ADAPTIVE is not None,
-        "has no effect: MVIT.POOL_KV_STRIDE_ADAPTIVE gives the strides",
-        ("MVIT.POOL_KV_STRIDE",),
-    ),
-    (
-        lambda c: arch_of(c) == "mvit" and not c.MVIT.DIM_MUL,
-        "acts with MVIT.DIM_MUL only",
-        ("MVIT.DIM_MUL_IN_ATT",),
-    ),
-    (lambda c: arch_of(c) == "mvit", "acts in plain ViTs only", ("MVIT.KEY_BIAS",)),
     (lambda c: task_of(c) != "finetune", "acts in fine-tuning only", FINETUNE_ONLY),
     (lambda c: task_of(c) in ("pretrain", "knn"), "acts in fine-tuning and linear probing only", CLASSIFIER_ONLY),
     (lambda c: task_of(c) != "probe", "acts with TASK probe only", PROBE_ONLY),
@@ -187,6 +176,17 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("MASK.COUNT",),
     ),
     (lambda c: not c.MVIT.QKV_BIAS, "acts with MVIT.QKV_BIAS only", ("MVIT.KEY_BIAS",)),
+    (
+        lambda c: arch_of(c) == "mvit" and c.MVIT.POOL_KV_STRIDE_ADAPTIVE is not None,
+        "has no effect: MVIT.POOL_KV_STRIDE_ADAPTIVE gives the strides",
+        ("MVIT.POOL_KV_STRIDE",),
+    ),
+    (
+        lambda c: arch_of(c) == "mvit" and not c.MVIT.DIM_MUL,
+        "acts with MVIT.DIM_MUL only",
+        ("MVIT.DIM_MUL_IN_ATT",),
+    ),
+    (lambda c: arch_of(c) == "mvit", "acts in plain ViTs only", ("MVIT.KEY_BIAS",)),
     (
         lambda c: not c.MVIT.USE_FIXED_SINCOS_POS and (task_of(c) == "finetune" or method_of(c) not in ("mae", "mff")),
         "acts with MVIT.USE_FIXED_SINCOS_POS and in masked autoencoders only",

@@ -110,18 +110,18 @@ def corrupts(cfg: CfgNode, kind: str) -> bool:
     return task_of(cfg) == "pretrain" and corruption_of(cfg) == kind
 
 
-MULTISCALE = (
-    *("DIM_MUL", "HEAD_MUL", "POOL_Q_STRIDE", "POOL_KV_STRIDE", "POOL_KV_STRIDE_ADAPTIVE", "POOL_KVQ_KERNEL"),
-    *("REL_POS_SPATIAL", "REL_POS_TEMPORAL", "RESIDUAL_POOLING"),
-)
-"""Keys of MVIT, any of which makes a video model a multiscale one."""
+MULTISCALE = ("DIM_MUL", "HEAD_MUL", "POOL_Q_STRIDE", "POOL_KV_STRIDE_ADAPTIVE", "POOL_KVQ_KERNEL")
+"""Keys of the MVIT section any of which makes a multiscale model."""
 
 
 def arch_of(cfg: CfgNode) -> str:
-    """The kind of backbone: vit, mvit (multiscale, on video) or resnet."""
+    """The kind of backbone: vit or resnet on images, space_time_vit or mvit (multiscale) on clips."""
     if cfg.MODEL.ARCH == "resnet":
         return "resnet"
-    return "mvit" if modality_of(cfg) == "video" and any(cfg.MVIT[key] for key in MULTISCALE) else "vit"
+    if modality_of(cfg) == "image":
+        return "vit"
+    multiscale = cfg.MODEL.ARCH != "vit" and any(cfg.MVIT[key] for key in MULTISCALE)
+    return "mvit" if multiscale else "space_time_vit"
 
 
 def modality_of(cfg: CfgNode) -> str:

@@ -105,8 +105,8 @@ def _refuse_method(cfg: CfgNode) -> Iterator[str]:
 TOKENS, WHOLE = ("block", "random"), ("frequency", "sr", "deblur", "denoise")
 COMBINES = {
     # method: backbones, corruptions, and why no others
-    "maskfeat": (("vit", "mvit"), TOKENS, "hidden patches become a mask token, which only a ViT has a place for"),
-    "mae": (("vit",), TOKENS, "hidden patches never enter the encoder, which only a plain ViT can do without"),
+    "maskfeat": (("vit",), TOKENS, "hidden patches become a mask token, which only a ViT has a place for"),
+    "mae": (("vit",), TOKENS, "hidden patches never enter the encoder, which only a ViT can do without"),
     "mff": (("vit",), TOKENS, "it fuses the layers of a masked autoencoder's ViT"),
     "mfm": (("vit", "resnet"), WHOLE, "the image is corrupted as a whole, not in tokens"),
 }

@@ -68,7 +68,7 @@ def loss_from_cfg(cfg: CfgNode, backbone: Backbone) -> Loss:
 def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
     """Raises UserError where tokens overlap, leave gaps or reach beyond the image, so that none has its own target."""
     patch, side = backbone.patch_stride, cfg.DATA.TRAIN_CROP_SIZE
-    if side % patch[0]:
+    if arch_of(cfg) == "resnet" and side % patch[0]:
         raise UserError(
             f"Pre-training a ResNet needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[0]}, its last stride."
         )
@@ -76,6 +76,11 @@ def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
         raise UserError(
             f"Pre-training needs patches that do not overlap: MVIT.PATCH_KERNEL {list(cfg.MVIT.PATCH_KERNEL)} must "
             f"equal MVIT.PATCH_STRIDE {list(patch)}, and MVIT.PATCH_PADDING be 0."
+        )
+    if arch_of(cfg) == "mvit" and side % patch[-1]:
+        raise UserError(
+            f"Pre-training needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[-1]}, the pixels that a token "
+            "of the last block stands for (MVIT.PATCH_STRIDE and POOL_Q_STRIDE)."
         )
 
 
@@ -108,8 +113,13 @@ def hog_from_cfg(cfg: CfgNode, backbone: Backbone) -> HOGTarget:
     """Histograms of oriented gradients. Raises UserError where cells do not divide the patch."""
     if backbone.patch_stride[-1] % cfg.HOG.CELL:
         raise UserError(f"HOG.CELL {cfg.HOG.CELL} must divide the patch, {backbone.patch_stride[-1]} pixels.")
+    *frames, height, width = backbone.patch_stride
     return HOGTarget(
-        backbone.patch_stride, bins=cfg.HOG.BINS, cell=cfg.HOG.CELL, gaussian_window=cfg.HOG.GAUSSIAN_WINDOW
+        (height, width),
+        bins=cfg.HOG.BINS,
+        cell=cfg.HOG.CELL,
+        gaussian_window=cfg.HOG.GAUSSIAN_WINDOW,
+        temporal_stride=frames[0] if frames else 1,
     )
 
 
