@@ -1,16 +1,11 @@
-"""Multiscale models for tests: configurations of golden cases, and the models that they describe."""
+"""Configurations of golden cases and of PySlowFast's recipes for multiscale models."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from unittest.mock import patch
 
 from mfm_core.config import get_cfg, load_config
-from mfm_core.heads.classification import ClassificationHead
-from mfm_core.methods.maskfeat import maskfeat_from_cfg
-from mfm_core.objective import Classifier, MaskedPrediction
-from mfm_video.backbones.mvit import mvit_from_cfg
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "pyslowfast_masked_ssl.json"
 SAME_NAMES = (
@@ -54,25 +49,6 @@ def config_of(model: dict, steps: dict | None = None):
         cfg.SOLVER.ZERO_WD_1D_PARAM = steps["zero_weight_decay_for_1d_and_bias"]
         cfg.SOLVER.LAYER_DECAY = steps["layer_decay"]
     return cfg
-
-
-def maskfeat(cfg) -> MaskedPrediction:
-    """MaskFeat on the multiscale model of a configuration."""
-    with patch("mfm_core.methods.maskfeat.backbone_from_cfg", mvit_from_cfg):
-        return maskfeat_from_cfg(cfg)
-
-
-def classifier(cfg) -> Classifier:
-    """The classifier of a configuration."""
-    backbone = mvit_from_cfg(cfg)
-    head = ClassificationHead(
-        backbone.embed_dim,
-        cfg.MODEL.NUM_CLASSES,
-        backbone.num_prefix_tokens,
-        mean_pooling=cfg.MVIT.USE_MEAN_POOLING,
-        dropout=cfg.MODEL.DROPOUT_RATE,
-    )
-    return Classifier(backbone, head)
 
 
 def recipe(name: str):

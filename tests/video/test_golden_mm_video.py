@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from golden_cases import cases, load_case
-from mvit_cases import classifier, maskfeat
 
 from mfm_core.checkpoint.formats import read_checkpoint
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import get_cfg
 from mfm_core.losses.masked import MaskedMSE
-from mfm_core.masking.enlarge import enlarge
+from mfm_core.masking.enlarged import enlarge
+from mfm_video.models import build_model
 
 OUR_NAMES = {
     "backbone.mask_token": "corruption.mask_token",
@@ -26,6 +26,7 @@ def config_of(backbone: dict, target: dict | None = None):
     cfg.TRAIN.DATASET = cfg.TEST.DATASET = "kinetics"
     cfg.DATA.TRAIN_CROP_SIZE = cfg.DATA.TEST_CROP_SIZE = backbone["spatial_size"]
     cfg.DATA.NUM_FRAMES = backbone["temporal_size"]
+    cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH = "MViT" if target is None else "MaskMViT", "mvit"
     mvit = cfg.MVIT
     mvit.PATCH_PADDING, mvit.POOL_KVQ_KERNEL = [1, 3, 3], [3, 3, 3]
     mvit.EMBED_DIM, mvit.DEPTH, mvit.NUM_HEADS = arch["embed_dims"], arch["num_layers"], arch["num_heads"]
@@ -54,7 +55,7 @@ def clips_of(case: dict, io: dict) -> torch.Tensor:
 def test_maskfeat(folder):
     case, io = load_case(folder)
     tolerance, parts = case["tolerance"], case["config"]["model"]
-    model = maskfeat(config_of(parts["backbone"], parts["target_generator"]))
+    model = build_model(config_of(parts["backbone"], parts["target_generator"]))
     report = init_from(model, str(folder / "weights.pth"))
     assert report.layout == "mmpretrain MaskFeat on video"
     assert not report.missing and not report.unused and not report.other_shape and not report.resampled
@@ -95,7 +96,7 @@ def test_classifier_starts_from_maskfeat(folder):
     parts = case["config"]["finetune_model"]
     cfg = config_of(parts["backbone"])
     cfg.MODEL.NUM_CLASSES, cfg.MODEL.DROPOUT_RATE = parts["cls_head"]["num_classes"], 0.0
-    model = classifier(cfg).eval()
+    model = build_model(cfg).eval()
     report = init_from(model, str(folder / "weights.pth"))
     resized = {f"backbone.{name}" for name in case["ft_resized_rel_pos"]}
     assert set(report.resampled) == resized
@@ -127,7 +128,7 @@ def test_classifier_checkpoint(folder):
     cfg.MODEL.NUM_CLASSES = parts["cls_head"]["num_classes"]
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in case["ft_state_dict_shapes"].items()}
-        own = classifier(cfg).state_dict()
+        own = build_model(cfg).state_dict()
     checkpoint = read_checkpoint({"state_dict": state}, "x.pth")
     assert checkpoint.layout.name == "mmaction2 MViT" and not checkpoint.unread
     checkpoint.rename(checkpoint.layout.token_norm, "head.norm.")

@@ -8,17 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_cases import cases, load_case
-from mvit_cases import classifier, config_of, maskfeat, recipe
+from mvit_cases import config_of, recipe
 
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config.plan import arch_of
 from mfm_core.engine.dry_run import forward_macs
 from mfm_core.losses.classification import soft_cross_entropy
-from mfm_core.masking.enlarge import enlarge
+from mfm_core.masking.enlarged import enlarge
 from mfm_core.optim.build import build_optimizer, set_lr
 from mfm_core.parallel.strategies import Single
 from mfm_core.parallel.world import World
+from mfm_video.models import build_model
 
 
 def load(folder, model):
@@ -60,7 +61,7 @@ def test_maskfeat(folder):
     case, io = load_case(folder)
     tolerance = {k: case["tolerance"][k] for k in ("rtol", "atol")}
     cfg = config_of(case["config"], case["config"]["train_steps"])
-    model = load(folder, maskfeat(cfg))
+    model = load(folder, build_model(cfg))
     backbone = model.backbone
     assert arch_of(cfg) == "mvit"
     assert backbone.embed_grid == tuple(case["config"]["token_grid"])
@@ -93,17 +94,17 @@ def test_classifier(folder):
     cfg = config_of(case["config"], case["config"]["train_steps"])
     for readout, mean_pooling in (("mean", True), ("cls", False)):
         cfg.MVIT.USE_MEAN_POOLING = mean_pooling
-        check_readout(load(folder, classifier(cfg)).eval(), io, readout, tolerance)
+        check_readout(load(folder, build_model(cfg)).eval(), io, readout, tolerance)
 
     cfg.MVIT.CLS_EMBED_ON = False
-    model = classifier(cfg)
+    model = build_model(cfg)
     state = torch.load(folder / "weights.pyth", weights_only=True)["model_state"]
     names = {pyslowfast_name(name): name for name in model.state_dict()}
     model.load_state_dict({names[name]: tensor for name, tensor in state.items() if name != "cls_token"})
     check_readout(model.eval(), io, "nocls", tolerance)
 
     cfg.MVIT.CLS_EMBED_ON = cfg.MVIT.USE_MEAN_POOLING = True
-    model = load(folder, classifier(cfg))
+    model = load(folder, build_model(cfg))
     loss = soft_cross_entropy(model(io["in_input"]), io["in_soft_target"])
     torch.testing.assert_close(loss, io["out_loss"], **tolerance)
     loss.backward()
@@ -125,7 +126,7 @@ def test_fine_tuning_starts_from_pretraining(folder):
     case, io = load_case(folder)
     if case["config"]["finetune"]["patch_2d"]:
         pytest.skip("images")
-    model, transfer = classifier(config_of(case["config"]["finetune"])).eval(), case["transfer"]
+    model, transfer = build_model(config_of(case["config"]["finetune"])).eval(), case["transfer"]
     report = init_from(model, str(folder / "weights.pyth"))
     assert sorted(map(pyslowfast_name, report.missing)) == sorted(transfer["kept_from_new_model"])
     assert sorted(map(pyslowfast_name, report.resampled)) == sorted(transfer["resampled"])
@@ -160,7 +161,7 @@ def on_meta(name: str):
     """The configuration of a recipe, and its model without content."""
     cfg = recipe(name)
     with torch.device("meta"):
-        return cfg, maskfeat(cfg) if cfg.MODEL.MODEL_NAME == "MaskMViT" else classifier(cfg)
+        return cfg, build_model(cfg)
 
 
 @pytest.mark.parametrize("name, entry, tolerance", entries("schedule", "param_groups"))
@@ -212,7 +213,7 @@ def test_hidden_tokens_are_hidden_at_the_first_resolution():
     """What lies under the mask has no way into the prediction, and what does not has one."""
     folder = cases("pyslowfast/maskfeat_mvit_3d")[0]
     case, io = load_case(folder)
-    model = load(folder, maskfeat(config_of(case["config"])))
+    model = load(folder, build_model(config_of(case["config"])))
     pixels = io["in_input"].clone()
     mask = torch.zeros(len(pixels), *model.backbone.grid, dtype=torch.bool)
     mask[:, :, 1:3, 1:3] = True

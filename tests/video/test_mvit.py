@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from mvit_cases import classifier, maskfeat, recipe
+from mvit_cases import recipe
 from torchvision.models.video import mvit as torchvision_mvit
 from torchvision.models.video import mvit_v1_b, mvit_v2_s
 
@@ -14,12 +14,13 @@ from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import get_cfg, validate
 from mfm_core.config.idle import warnings
 from mfm_core.errors import UserError
-from mfm_core.masking.enlarge import enlarge
+from mfm_core.masking.enlarged import enlarge
 from mfm_core.nn import attention
 from mfm_video.backbones.mvit import mvit_from_cfg
 from mfm_video.backbones.pooling_attention import PoolingAttention
 from mfm_video.backbones.relative_positions import distances
 from mfm_video.backbones.stages import BlockPlan, Pooling, adaptive_strides, multiplied, plan_blocks
+from mfm_video.models import build_model
 
 POOL = Pooling((3, 3, 3), (1, 2, 2))
 COARSE = Pooling((3, 3, 3), (2, 4, 2))
@@ -146,7 +147,7 @@ def torchvision_config(side: int, frames: int, version: int):
     cfg = get_cfg()
     cfg.TRAIN.DATASET = "kinetics"
     cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.NUM_FRAMES = side, frames
-    cfg.MODEL.NUM_CLASSES = 11
+    cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH, cfg.MODEL.NUM_CLASSES = "MViT", "mvit", 11
     mvit = cfg.MVIT
     mvit.PATCH_PADDING, mvit.POOL_KVQ_KERNEL = [1, 3, 3], [3, 3, 3]
     mvit.DIM_MUL = mvit.HEAD_MUL = [[1, 2.0], [3, 2.0], [14, 2.0]]
@@ -172,7 +173,7 @@ def test_equals_torchvision(version, make, side, frames, tmp_path, monkeypatch):
     )
     theirs = randomised(make(num_classes=11)).eval()
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    ours = classifier(torchvision_config(side, frames, version)).eval()
+    ours = build_model(torchvision_config(side, frames, version)).eval()
     report = init_from(ours, str(tmp_path / "theirs.pth"))
     assert report.layout == "torchvision MViT"
     assert not report.missing and not report.unused and not report.resampled and not report.other_shape
@@ -189,7 +190,7 @@ def test_torchvision_at_full_size():
     cfg = torchvision_config(224, 16, version=2)
     cfg.MODEL.NUM_CLASSES = 400
     with torch.device("meta"):
-        ours, theirs = classifier(cfg), mvit_v2_s()
+        ours, theirs = build_model(cfg), mvit_v2_s()
     assert sum(p.numel() for p in ours.parameters()) == 34_537_744
     checkpoint = read_checkpoint(theirs.state_dict(), "x.pth")
     checkpoint.rename(checkpoint.layout.token_norm, "head.norm.")
@@ -206,7 +207,7 @@ def tiny(**mvit):
     cfg.TRAIN.DATASET = cfg.TEST.DATASET = "kinetics"
     cfg.DATA.TRAIN_CROP_SIZE = cfg.DATA.TEST_CROP_SIZE = 64
     cfg.DATA.NUM_FRAMES = 4
-    cfg.MODEL.NUM_CLASSES, cfg.MODEL.DROPOUT_RATE = 5, 0.0
+    cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH, cfg.MODEL.NUM_CLASSES = "MViT", "mvit", 5
     values = {
         "EMBED_DIM": 16,
         "DEPTH": 4,
@@ -281,8 +282,8 @@ def test_checkpointing_changes_no_number():
 def test_heads_of_several_depths():
     """Blocks of one grid and of different widths; the losses add up."""
     cfg = tiny(POOL_Q_STRIDE=[[0, 1, 2, 2], [1, 1, 2, 2], [2, 1, 1, 1], [3, 1, 1, 1]], DIM_MUL=[[1, 2.0], [3, 2.0]])
-    cfg.MASK.PRETRAIN_DEPTH = [1, 3]
-    model = maskfeat(cfg)
+    cfg.MODEL.MODEL_NAME, cfg.MASK.PRETRAIN_DEPTH = "MaskMViT", [1, 3]
+    model = build_model(cfg)
     assert (model.backbone.dims, model.backbone.grid) == ([32, 32, 64, 64], (2, 4, 4))
     clip = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -293,12 +294,12 @@ def test_heads_of_several_depths():
     torch.testing.assert_close(output.loss, each[0] + each[1])
     assert abs(each[0].item() - each[1].item()) > 1e-5
     cfg.MASK.PRETRAIN_DEPTH = [0, 3]
-    with pytest.raises(UserError, match="all need the last one's grid"):
-        maskfeat(cfg)
+    with pytest.raises(UserError, match="has another grid of tokens"):
+        build_model(cfg)
     cfg = tiny()
-    cfg.DATA.TRAIN_CROP_SIZE = 72
+    cfg.MODEL.MODEL_NAME, cfg.DATA.TRAIN_CROP_SIZE = "MaskMViT", 72
     with pytest.raises(UserError, match="DATA.TRAIN_CROP_SIZE 72 to be a multiple of 16"):
-        maskfeat(cfg)
+        build_model(cfg)
 
 
 def test_drop_path_grows_and_layers_are_counted():
@@ -384,7 +385,7 @@ def test_a_plain_vit_is_refused(tmp_path):
     vit = {name: t for name, t in model.state_dict().items() if "pool_" not in name and "rel_pos" not in name}
     torch.save({f"backbone.{name}": tensor for name, tensor in vit.items()}, tmp_path / "vit.pth")
     with pytest.raises(UserError, match=r"is a ViT's, and this model is a multiscale ViT; the pooling keys of MVIT"):
-        init_from(classifier(tiny()), str(tmp_path / "vit.pth"))
+        init_from(build_model(tiny()), str(tmp_path / "vit.pth"))
 
 
 @pytest.mark.parametrize(

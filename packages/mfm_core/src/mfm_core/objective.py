@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mfm_core.heads.probe import ProbeHead
 from mfm_core.interfaces import Backbone, Loss, PretrainOutput, Target
-from mfm_core.masking.enlarge import enlarge
+from mfm_core.masking.enlarged import enlarge
 
 
 class EncoderModel(nn.Module):

@@ -22,17 +22,17 @@ def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
             f"MASK.PRETRAIN_DEPTH is {depths}; it lists blocks in rising order and ends with the encoder's last, "
             f"{backbone.depth - 1}, for what lies behind would learn nothing."
         )
-    others = [backbone.grids[depth] for depth in depths if backbone.grids[depth] != backbone.grid]
-    if others:
+    coarser = [i for i in depths if backbone.grids[i] != backbone.grid]
+    if coarser:
         raise UserError(
-            f"MASK.PRETRAIN_DEPTH is {depths}, blocks with grids of {others[0]} and {backbone.grid}; all need the last "
-            "one's grid."
+            f"MASK.PRETRAIN_DEPTH is {depths}, but block {coarser[0]} has another grid of tokens than the last; take "
+            "blocks of the last stage."
         )
     target = target_from_cfg(cfg, backbone)
     return MaskedPrediction(
         backbone=backbone,
         corruption=MaskToken(backbone.stem_dim),
-        head=SeparateHeads([backbone.dims[depth] for depth in depths], target.dim),
+        head=SeparateHeads([backbone.dims[i] for i in depths], target.dim),
         target=target,
         loss=loss_from_cfg(cfg, backbone),
         depths=depths,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
-from mfm_core.nn.pos_embed import SeparablePositions
+from mfm_core.nn.pos_embed import make_positions, position_table
 from mfm_core.nn.vit import PatchEmbed, init_weights, run_block
 from mfm_video.backbones.pooling_attention import MultiscaleBlock, PoolingAttention
 from mfm_video.backbones.stages import BlockPlan, adaptive_strides, plan_blocks
@@ -26,7 +26,7 @@ class MViT(nn.Module):
     """The encoder without a final norm: heads bring their own.
 
     size: frames, height and width of a clip. patch_kernel, patch_stride, patch_padding: of the stem, a convolution.
-    blocks: see `plan_blocks`. positions: none | learned, one table | separable, one over space and one over time.
+    blocks: see `plan_blocks`. positions: none | learned | separable, see `make_positions`.
     drop_path: rate of the last block, growing linearly from 0. dropout: behind positions, attention and MLP.
     layer_scale: initial value, 0 for none. act_checkpoint: recompute blocks in the backward pass.
     The rest is as in `PoolingAttention`. Clips of other sizes are encoded with resampled positions.
@@ -66,7 +66,7 @@ class MViT(nn.Module):
         self.patch_stride = _pixels_per_token(patch_stride, blocks)
         self.patch_embed = PatchEmbed(channels, self.stem_dim, patch_kernel, patch_stride, patch_padding)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.stem_dim)) if cls_token else None
-        self.pos_embed = self._make_positions(positions)
+        self.pos_embed = make_positions(positions, self.embed_grid, self.stem_dim, cls_token)
         self.pos_drop = nn.Dropout(dropout)
         rates = torch.linspace(0, drop_path, self.depth, device="cpu").tolist()
         table_grids = accumulate(blocks, _divided, initial=tuple(n // s for n, s in zip(size, patch_stride)))
@@ -92,14 +92,6 @@ class MViT(nn.Module):
         for name, table in self.named_parameters():
             if _is_table(name):
                 nn.init.trunc_normal_(table, std=0.02)
-
-    def _make_positions(self, kind: str) -> nn.Parameter | SeparablePositions | None:
-        if kind == "learned":
-            tokens = self.num_prefix_tokens + torch.Size(self.embed_grid).numel()
-            return nn.Parameter(torch.zeros(1, tokens, self.stem_dim))
-        if kind == "separable":
-            return SeparablePositions(self.embed_grid, self.stem_dim, self.cls_token is not None)
-        return None
 
     def stages(self) -> dict[str, nn.Module]:
         """Modules whose outputs show the way of a batch, by what they are: where width or grid change."""
@@ -148,7 +140,7 @@ class MViT(nn.Module):
         """The absolute positions, (1, prefix + L, D), resampled where `grid` is another than the model's."""
         if self.pos_embed is None:
             return None
-        table = self.pos_embed() if isinstance(self.pos_embed, SeparablePositions) else self.pos_embed
+        table = position_table(self.pos_embed)
         if grid == self.embed_grid:
             return table
         first, rest = table[:, : self.num_prefix_tokens], table[:, self.num_prefix_tokens :]
