@@ -1,16 +1,13 @@
-"""Multiscale models for tests: configurations of golden cases, and the models that they describe."""
+"""Configurations of golden cases and of PySlowFast's recipes for multiscale models."""
 
 from __future__ import annotations
 
-from mfm_core.config import get_cfg
-from mfm_core.corruption.tokens import MaskToken
-from mfm_core.heads.classification import ClassificationHead
-from mfm_core.heads.linear import SeparateHeads
-from mfm_core.losses.masked import MaskedMSE
-from mfm_core.objective import Classifier, MaskedPrediction
-from mfm_core.targets.hog import HOGTarget
-from mfm_video.backbones.mvit import mvit_from_cfg
+import json
+from pathlib import Path
 
+from mfm_core.config import get_cfg, load_config
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "pyslowfast_masked_ssl.json"
 SAME_NAMES = (
     *("patch_2d", "patch_kernel", "patch_stride", "patch_padding", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("qkv_bias", "dim_mul", "head_mul", "pool_q_stride", "pool_kv_stride_adaptive", "residual_pooling"),
@@ -41,6 +38,7 @@ def config_of(model: dict, steps: dict | None = None):
         cfg.MVIT[name.upper()] = model[name]
     for key, name in OTHER_NAMES.items():
         cfg.MVIT[key] = model[name]
+    cfg.MASK.PRED_HOG = True
     cfg.MASK.PRETRAIN_DEPTH = model.get("predict_from_block", [0])
     cfg.HOG.BINS, cfg.HOG.CELL = model.get("hog_bins", 9), model.get("hog_cell", 8)
     cfg.HOG.GAUSSIAN_WINDOW = model.get("hog_gaussian_window", 0)
@@ -53,28 +51,8 @@ def config_of(model: dict, steps: dict | None = None):
     return cfg
 
 
-def maskfeat(cfg) -> MaskedPrediction:
-    """MaskFeat on the multiscale model of a configuration."""
-    backbone, depths = mvit_from_cfg(cfg), list(cfg.MASK.PRETRAIN_DEPTH)
-    target = HOGTarget(
-        backbone.patch_stride[1:],
-        bins=cfg.HOG.BINS,
-        cell=cfg.HOG.CELL,
-        gaussian_window=cfg.HOG.GAUSSIAN_WINDOW,
-        temporal_stride=backbone.patch_stride[0],
-    )
-    head = SeparateHeads([backbone.dims[i] for i in depths], target.dim)
-    return MaskedPrediction(backbone, MaskToken(backbone.stem_dim), head, target, MaskedMSE(), depths)
-
-
-def classifier(cfg) -> Classifier:
-    """The classifier of a configuration."""
-    backbone = mvit_from_cfg(cfg)
-    head = ClassificationHead(
-        backbone.embed_dim,
-        cfg.MODEL.NUM_CLASSES,
-        backbone.num_prefix_tokens,
-        mean_pooling=cfg.MVIT.USE_MEAN_POOLING,
-        dropout=cfg.MODEL.DROPOUT_RATE,
-    )
-    return Classifier(backbone, head)
+def recipe(name: str):
+    """The configuration of one of PySlowFast's recipes, by what its file sets."""
+    keys = json.loads(RECIPES.read_text())
+    pairs = ((key, str(entry["used"][name])) for key, entry in keys.items() if name in entry["used"])
+    return load_config(None, [word for pair in pairs for word in pair])

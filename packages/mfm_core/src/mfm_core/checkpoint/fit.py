@@ -10,7 +10,7 @@ from torch import Tensor
 from mfm_core.checkpoint.formats import Checkpoint, State
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
-from mfm_core.nn.pos_embed import resample_positions
+from mfm_core.nn.pos_embed import resample_positions, resample_rows
 
 _CLASSIFIER_NORM, _DECODER = "head.norm.", "head.embed.weight"
 
@@ -49,6 +49,22 @@ def fit_biases(checkpoint: Checkpoint, own: State) -> int:
             checkpoint.theirs[name] = checkpoint.theirs[f"{layer}v_bias"] = checkpoint.theirs[f"{layer}qkv.bias"]
             count += 1
     return count
+
+
+def fit_distances(checkpoint: Checkpoint, own: State) -> list[str]:
+    """Brings the tables of relative positions to the model's lengths, linearly; the names of those that this changed.
+
+    (rows, D), a row for each distance along an axis: a stage of another resolution has more of them or fewer.
+    """
+    state, resampled = checkpoint.state, []
+    for name, tensor in own.items():
+        source = state.get(name)
+        if ".attn.rel_pos_" not in name or source is None or source.shape == tensor.shape:
+            continue
+        if source.shape[1:] == tensor.shape[1:]:
+            state[name] = resample_rows(source, len(tensor))
+            resampled.append(name)
+    return resampled
 
 
 def fit_axes(source: Tensor, wanted: torch.Size) -> Tensor:

@@ -78,7 +78,9 @@ def _take(checkpoint: Checkpoint, name: str) -> tuple[Tensor, Tensor | None]:
     state = checkpoint.state
     if name in state:
         return state.pop(name), None
-    space, over_time, cls = (state.pop(f"{name}.{part}", None) for part in ("spatial", "temporal", "cls"))
+    parts = (state.pop(f"{name}.{part}", None) for part in ("spatial", "temporal", "cls"))
+    # torchvision's have no leading axis
+    space, over_time, cls = (part if part is None else part.reshape(1, -1, part.shape[-1]) for part in parts)
     return (space if cls is None else torch.cat([cls, space], dim=1)), over_time
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from mfm_core.checkpoint.fit import assign_norms, fit_axes, fit_biases, fit_positions
+from mfm_core.checkpoint.fit import assign_norms, fit_axes, fit_biases, fit_distances, fit_positions
 from mfm_core.checkpoint.formats import Checkpoint, read_checkpoint
 from mfm_core.checkpoint.inflate import fit_clips
 from mfm_core.checkpoint.io import load_file_state
@@ -67,6 +67,10 @@ def init_from(
         report.notes.append(f"biases of query and value fitted in {attentions} attentions; a key's has no effect")
     report.notes += _fit_clips(checkpoint, own, model)
     _fit_tables(checkpoint, own, model, report)
+    resampled = fit_distances(checkpoint, own)
+    if resampled:
+        report.resampled += resampled
+        report.notes.append(f"relative positions resampled in {len(resampled)} tables: {', '.join(resampled)}")
     for name, tensor in own.items():
         source = checkpoint.state.pop(name, None)
         if source is None:
@@ -101,7 +105,9 @@ def _fit_tables(checkpoint: Checkpoint, own: dict[str, Tensor], model: nn.Module
         source, tensor = checkpoint.state.get(name), own.get(name)
         if source is None or tensor is None or source.shape == tensor.shape or source.shape[2:] != tensor.shape[2:]:
             continue
-        table, done = fit_positions(source, tensor.shape[1], model.backbone.grid, has_class_token, checkpoint.path)
+        table, done = fit_positions(
+            source, tensor.shape[1], model.backbone.embed_grid, has_class_token, checkpoint.path
+        )
         checkpoint.state[name] = table
         report.resampled.append(name)
         report.notes.append(f"{name} {done}")
@@ -118,12 +124,16 @@ def _other_size(name: str, source: Tensor, tensor: Tensor, path: str) -> str:
 def _refuse_other_architecture(own: dict[str, Tensor], checkpoint: Checkpoint) -> None:
     here, there = _architecture(own), _architecture(checkpoint.state)
     if here and there and here != there:
-        raise UserError(f"{checkpoint.path} is a {there}'s, and this model is a {here}; MODEL.ARCH must match it.")
+        keys = "MODEL.ARCH" if "ResNet" in (here, there) else "the pooling keys of MVIT"
+        raise UserError(f"{checkpoint.path} is a {there}'s, and this model is a {here}; {keys} must match it.")
 
 
 def _architecture(names: Iterable[str]) -> str:
+    names = set(names)
+    if any(".attn.pool_" in name or ".attn.rel_pos_" in name for name in names):
+        return "multiscale ViT"
     kinds = {"backbone.patch_embed.proj.weight": "ViT", "backbone.conv1.weight": "ResNet"}
-    return next((kinds[name] for name in names if name in kinds), "")
+    return next((kind for name, kind in kinds.items() if name in names), "")
 
 
 def _refuse_other_depth(checkpoint: Checkpoint, report: InitReport) -> None:

@@ -103,8 +103,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "MVIT.PATCH_PADDING": (0, _INF),
     "MVIT.DROPPATH_RATE": (0, 1),
     "MVIT.DROPOUT_RATE": (0, 1),
-    "MVIT.POOL_KVQ_KERNEL": (1, _INF),
-    "MVIT.POOL_KV_STRIDE_ADAPTIVE": (1, _INF),
     "MASK.DECODER_DEPTH": (0, _INF),
     "MASK.DECODER_EMBED_DIM": (1, _INF),
     "MASK.DECODER_NUM_HEADS": (0, _INF),

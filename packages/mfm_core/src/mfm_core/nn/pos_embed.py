@@ -104,3 +104,10 @@ def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]
     image = body.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
     image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
     return torch.cat([head, image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+def resample_rows(table: Tensor, rows: int) -> Tensor:
+    """(old, D) to (rows, D), linear along the rows with half-pixel centres, as PySlowFast resamples distances."""
+    if table.shape[0] == rows:
+        return table
+    return F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T

@@ -6,6 +6,7 @@ Parameter names and initialisation are PySlowFast's, so that its released weight
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -15,19 +16,17 @@ from torch import Tensor, nn
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
+from mfm_core.nn.pos_embed import make_positions, position_table
 from mfm_core.nn.vit import PatchEmbed, init_weights, run_block
 from mfm_video.backbones.pooling_attention import MultiscaleBlock, PoolingAttention
 from mfm_video.backbones.stages import BlockPlan, adaptive_strides, plan_blocks
-
-POSITIONS = ("none", "joint", "separate")
-_TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
 
 
 class MViT(nn.Module):
     """The encoder without a final norm: heads bring their own.
 
     size: frames, height and width of a clip. patch_kernel, patch_stride, patch_padding: of the stem, a convolution.
-    blocks: see `plan_blocks`. positions: none | joint, one learned table | separate, one in space and one in time.
+    blocks: see `plan_blocks`. positions: none | learned | separable, see `make_positions`.
     drop_path: rate of the last block, growing linearly from 0. dropout: behind positions, attention and MLP.
     layer_scale: initial value, 0 for none. act_checkpoint: recompute blocks in the backward pass.
     The rest is as in `PoolingAttention`. Clips of other sizes are encoded with resampled positions.
@@ -67,36 +66,31 @@ class MViT(nn.Module):
         self.patch_stride = _pixels_per_token(patch_stride, blocks)
         self.patch_embed = PatchEmbed(channels, self.stem_dim, patch_kernel, patch_stride, patch_padding)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.stem_dim)) if cls_token else None
-        self._make_positions(positions)
+        self.pos_embed = make_positions(positions, self.embed_grid, self.stem_dim, cls_token)
         self.pos_drop = nn.Dropout(dropout)
         rates = torch.linspace(0, drop_path, self.depth, device="cpu").tolist()
         table_grids = accumulate(blocks, _divided, initial=tuple(n // s for n, s in zip(size, patch_stride)))
-        self.blocks = nn.ModuleList()
-        for plan, rate, grid in zip(blocks, rates, table_grids):
-            attn = PoolingAttention(
-                plan,
-                grid,
-                self.num_prefix_tokens,
-                qkv_bias,
-                mode,
-                rel_pos_spatial,
-                rel_pos_temporal,
-                residual_pooling,
-                dropout,
-            )
-            self.blocks.append(MultiscaleBlock(plan, attn, mlp_ratio, rate, layer_scale, dropout))
-        init_weights(self)
+        attention = partial(
+            PoolingAttention,
+            num_prefix_tokens=self.num_prefix_tokens,
+            qkv_bias=qkv_bias,
+            mode=mode,
+            rel_pos_spatial=rel_pos_spatial,
+            rel_pos_temporal=rel_pos_temporal,
+            residual_pooling=residual_pooling,
+            dropout=dropout,
+        )
+        self.blocks = nn.ModuleList(
+            MultiscaleBlock(plan, attention(plan, grid), mlp_ratio, rate, layer_scale, dropout)
+            for plan, grid, rate in zip(blocks, table_grids, rates)
+        )
+        self._start()
 
-    def _make_positions(self, kind: str) -> None:
-        """The tables that `kind` has, the others None."""
-        t, h, w = self.embed_grid
-        prefix = self.num_prefix_tokens
-        rows = {"none": (), "joint": (prefix + t * h * w,), "separate": (0, h * w, t, prefix)}[kind]
-        for name, count in zip(_TABLES, (*rows, 0, 0, 0, 0)):
-            table = nn.Parameter(torch.zeros(1, count, self.stem_dim)) if count else None
-            self.register_parameter(name, table)
-        for table in (self.cls_token, *(getattr(self, name) for name in _TABLES)):
-            if table is not None:
+    def _start(self) -> None:
+        """PySlowFast's initialisation."""
+        init_weights(self)
+        for name, table in self.named_parameters():
+            if _is_table(name):
                 nn.init.trunc_normal_(table, std=0.02)
 
     def stages(self) -> dict[str, nn.Module]:
@@ -143,19 +137,15 @@ class MViT(nn.Module):
         return outputs
 
     def _positions(self, grid: Grid) -> Tensor | None:
-        """The absolute positions as one table, (1, prefix + L, D), resampled where `grid` is another one."""
-        prefix, (t, h, w) = self.num_prefix_tokens, self.embed_grid
-        if self.pos_embed is not None:
-            first, body = self.pos_embed[:, :prefix], self.pos_embed[:, prefix:]
-        elif self.pos_embed_spatial is not None:
-            body = self.pos_embed_spatial.repeat(1, t, 1) + self.pos_embed_temporal.repeat_interleave(h * w, dim=1)
-            first = self.pos_embed_class if prefix else body[:, :0]
-        else:
+        """The absolute positions, (1, prefix + L, D), resampled where `grid` is another than the model's."""
+        if self.pos_embed is None:
             return None
-        if grid != self.embed_grid:
-            volume = body.transpose(1, 2).unflatten(2, (t, h, w))
-            body = F.interpolate(volume, size=grid, mode="trilinear").flatten(2).transpose(1, 2)
-        return torch.cat([first, body], dim=1)
+        table = position_table(self.pos_embed)
+        if grid == self.embed_grid:
+            return table
+        first, rest = table[:, : self.num_prefix_tokens], table[:, self.num_prefix_tokens :]
+        volume = rest.transpose(1, 2).unflatten(2, self.embed_grid)
+        return torch.cat([first, F.interpolate(volume, size=grid, mode="trilinear").flatten(2).transpose(1, 2)], dim=1)
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to the last block's tokens (B, prefix + L, D), row-major over `grid`."""
@@ -168,7 +158,7 @@ class MViT(nn.Module):
 
     def layer_of(self, name: str) -> int:
         """The depth of a parameter for layer decay: 0 for the embeddings, i + 1 for block i, else `num_layers`."""
-        if name in ("cls_token", *_TABLES) or name.startswith("patch_embed."):
+        if name.split(".")[0] in ("cls_token", "pos_embed", "patch_embed"):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
@@ -181,8 +171,11 @@ class MViT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names that weight decay may spare (`MVIT.ZERO_DECAY_POS_CLS`): class token and all positions."""
-        tables = {"cls_token", *_TABLES}
-        return {name for name, _ in self.named_parameters() if name in tables or ".attn.rel_pos_" in name}
+        return {name for name, _ in self.named_parameters() if _is_table(name)}
+
+
+def _is_table(name: str) -> bool:
+    return name.split(".")[0] in ("cls_token", "pos_embed") or ".attn.rel_pos_" in name
 
 
 def _divided(grid: Grid, plan: BlockPlan) -> Grid:
@@ -210,17 +203,23 @@ def mvit_from_cfg(cfg: CfgNode) -> MViT:
     if mvit.USE_FIXED_SINCOS_POS:
         raise UserError("MVIT.USE_FIXED_SINCOS_POS belongs to plain ViTs; a multiscale one learns its positions.")
     kernel, stride, padding = (_triple(cfg, key) for key in ("PATCH_KERNEL", "PATCH_STRIDE", "PATCH_PADDING"))
+    size, blocks = (cfg.DATA.NUM_FRAMES, side, side), _blocks_of(cfg)
+    if any(n < pixels for n, pixels in zip(size, _pixels_per_token(stride, blocks))):
+        raise UserError(
+            f"A clip of {size[0]} frames of {side} pixels is smaller than a token of the last block, "
+            f"{_pixels_per_token(stride, blocks)}; raise DATA.NUM_FRAMES or TRAIN_CROP_SIZE, lower MVIT.POOL_Q_STRIDE."
+        )
     model = MViT(
-        size=(cfg.DATA.NUM_FRAMES, side, side),
+        size=size,
         patch_kernel=kernel,
         patch_stride=stride,
         patch_padding=padding,
-        blocks=_blocks_of(cfg),
+        blocks=blocks,
         mlp_ratio=mvit.MLP_RATIO,
         qkv_bias=mvit.QKV_BIAS,
         mode=mvit.MODE,
         cls_token=mvit.CLS_EMBED_ON,
-        positions="none" if not mvit.USE_ABS_POS else "separate" if mvit.SEP_POS_EMBED else "joint",
+        positions="none" if not mvit.USE_ABS_POS else "separable" if mvit.SEP_POS_EMBED else "learned",
         rel_pos_spatial=mvit.REL_POS_SPATIAL,
         rel_pos_temporal=mvit.REL_POS_TEMPORAL,
         residual_pooling=mvit.RESIDUAL_POOLING,
@@ -229,7 +228,7 @@ def mvit_from_cfg(cfg: CfgNode) -> MViT:
         layer_scale=mvit.LAYER_SCALE_INIT_VALUE,
         act_checkpoint=cfg.MODEL.ACT_CHECKPOINT,
     )
-    wanted = tuple(-(-n // s) for n, s in zip((cfg.DATA.NUM_FRAMES, side, side), stride))
+    wanted = tuple(-(-n // s) for n, s in zip(size, stride))
     if model.embed_grid != wanted:
         raise UserError(
             f"MVIT.PATCH_PADDING {list(padding)} makes {model.embed_grid} tokens where MVIT.PATCH_STRIDE "
@@ -262,20 +261,25 @@ def _blocks_of(cfg: CfgNode) -> list[BlockPlan]:
 
 def _triple(cfg: CfgNode, key: str) -> Grid:
     value = tuple(cfg.MVIT[key])
-    if len(value) != 3:
-        raise UserError(f"MVIT.{key} {list(value)} needs three numbers on video: time, height and width.")
+    least = 0 if key == "PATCH_PADDING" else 1
+    if len(value) != 3 or not all(isinstance(n, int) and n >= least for n in value):
+        raise UserError(f"MVIT.{key} {list(value)} needs three whole numbers on video: time, height and width.")
     return value
 
 
 def _by_block(cfg: CfgNode, key: str, numbers: int) -> dict[int, tuple]:
-    """A list of [block, number, ...] as a table by block."""
-    table = {}
+    """A list of [block, number, ...] as a table by block; strides are whole numbers, factors any above 0."""
+    table, kinds = {}, (int,) if numbers == 3 else (int, float)
     for row in cfg.MVIT[key]:
-        fits = isinstance(row, (list, tuple)) and len(row) == numbers + 1 and min(row[1:]) > 0
-        if not fits or row[0] not in range(cfg.MVIT.DEPTH + 1):
+        fits = isinstance(row, (list, tuple)) and len(row) == numbers + 1
+        if (
+            not fits
+            or row[0] not in range(cfg.MVIT.DEPTH + 1)
+            or not all(isinstance(n, kinds) and n > 0 for n in row[1:])
+        ):
             raise UserError(
-                f"MVIT.{key} has {row}; each entry is a block below MVIT.DEPTH {cfg.MVIT.DEPTH} and {numbers} positive "
-                f"number{'s' * (numbers > 1)} for it."
+                f"MVIT.{key} has {row}; each entry is a block below MVIT.DEPTH {cfg.MVIT.DEPTH} and "
+                + ("its strides in time, height and width." if numbers == 3 else "a factor above 0.")
             )
         table[row[0]] = tuple(row[1:])
     return table

@@ -25,7 +25,7 @@ class PoolingAttention(nn.Module):
     grid: of the block's input tokens in the size that the model is built for, which gives the position tables their
     lengths. mode: conv | avg | max. num_prefix_tokens: class tokens, which are not pooled. rel_pos_spatial,
     rel_pos_temporal: relative positions along height and width, along time. residual_pooling: add the pooled queries
-    to the output, but for the class token.
+    to the output, but for the class token. The position tables are zero; the model draws them.
     """
 
     def __init__(
@@ -55,8 +55,6 @@ class PoolingAttention(nn.Module):
         for axis, size, wanted in zip("thw", finest, there):
             table = nn.Parameter(torch.zeros(2 * size - 1, head_dim)) if wanted else None
             self.register_parameter(f"rel_pos_{axis}", table)
-            if table is not None:
-                nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """(B, prefix + N, dim), tokens row-major over `grid`, to (B, prefix + L, attention_dim), likewise."""

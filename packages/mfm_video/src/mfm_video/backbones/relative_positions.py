@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mfm_core.interfaces import Grid
+from mfm_core.nn.pos_embed import resample_rows
 
 AXES = ("nthwc,tkc->nthwk", "nthwc,hkc->nthwk", "nthwc,wkc->nthwk")
 """Products of each query with the vectors of its own coordinate along time, height, width."""
@@ -54,7 +55,7 @@ def key_codes(tables: Sequence[Tensor | None], k_grid: Grid, prefix: int, device
 
 def vectors(table: Tensor, q_size: int, k_size: int) -> Tensor:
     """The table's rows for each pair of coordinates along an axis: (rows, D) to (q_size, k_size, D)."""
-    table = resample_table(table, 2 * max(q_size, k_size) - 1)
+    table = resample_rows(table, 2 * max(q_size, k_size) - 1)
     return table[distances(q_size, k_size, table.device)]
 
 
@@ -67,10 +68,3 @@ def distances(q_size: int, k_size: int, device: torch.device | None = None) -> T
     q_places = torch.arange(q_size, device=device)[:, None] * q_step
     k_places = torch.arange(k_size, device=device)[None] * k_step
     return (q_places - k_places + (k_size - 1) * k_step).long()
-
-
-def resample_table(table: Tensor, rows: int) -> Tensor:
-    """(old, D) to (rows, D), linear along the distances with half-pixel centres, as PySlowFast does at any size."""
-    if table.shape[0] == rows:
-        return table
-    return F.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T

@@ -1,4 +1,4 @@
-"""The names of mmpretrain and mmselfsup: MAE, MFF (Liu et al. 2023), MaskFeat, and their classifiers.
+"""The names of mmpretrain, mmselfsup and mmaction2: MAE, MFF (Liu et al. 2023), MaskFeat, and their classifiers.
 
 Fine-tuning there drops the encoder's final norm `ln1` and starts `ln2` afresh behind the mean; probes keep `ln1`.
 """
@@ -21,11 +21,47 @@ _BLOCKS = (
 )
 
 
+_MULTISCALE: Table = (
+    ("backbone.cls_token", "backbone.cls_token"),
+    ("backbone.pos_embed", "backbone.pos_embed"),
+    ("backbone.patch_embed.projection.", "backbone.patch_embed.proj."),
+    ("backbone.blocks.", "backbone.blocks."),
+)
+_SCALES = range(16)
+"""A multiscale encoder's final norm is called by the number of the scale that it stands behind."""
+
+
+def _is_multiscale(names: Names) -> bool:
+    return {"backbone.patch_embed.projection.weight", "backbone.blocks.0.attn.qkv.weight"} <= names
+
+
 def _is_vit(names: Names) -> bool:
     return {"backbone.patch_embed.projection.weight", "backbone.layers.0.ln1.weight"} <= names
 
 
 MMPRETRAIN = (
+    Layout(
+        # Fine-tuning has one scale more, so that its norm has another name and starts afresh.
+        "mmpretrain MaskFeat on video",
+        lambda s: _is_multiscale(s) and "backbone.mask_token" in s,
+        (
+            *_MULTISCALE,
+            ("backbone.mask_token", "corruption.mask_token"),
+            *((f"backbone.norm{scale}.", "head.transforms.0.0.") for scale in _SCALES),
+            ("neck.fc.", "head.projections.0."),
+            ("target_generator.", None),
+        ),
+    ),
+    Layout(
+        "mmaction2 MViT",
+        _is_multiscale,
+        (
+            *_MULTISCALE,
+            *((f"backbone.norm{scale}.", "head.encoder_norm.") for scale in _SCALES),
+            ("cls_head.fc_cls.", "head.projection."),
+        ),
+        token_norm="head.encoder_norm.",
+    ),
     Layout(
         "mmpretrain MaskFeat",
         lambda s: _is_vit(s) and "backbone.mask_token" in s,
