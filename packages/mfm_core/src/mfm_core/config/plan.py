@@ -11,6 +11,8 @@ from mfm_core.interfaces import Grid
 from mfm_core.optim.schedule import LRSchedule
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
+KINETICS_TRAIN_VIDEOS = 240_436
+"""Of Kinetics-400, as PySlowFast counts them."""
 UNTRAINED_TASKS = ("knn",)
 """Tasks that only look at what others have trained."""
 

@@ -7,8 +7,8 @@ from fvcore.common.config import CfgNode
 from mfm_core.corruption.tokens import MaskToken
 from mfm_core.errors import UserError
 from mfm_core.heads.linear import SeparateHeads
+from mfm_core.methods.parts import METHODS, backbone_from_cfg, check_patches, loss_from_cfg, target_from_cfg
 from mfm_core.objective import MaskedPrediction
-from mfm_image.methods.parts import METHODS, backbone_from_cfg, check_patches, loss_from_cfg, target_from_cfg
 
 
 @METHODS.register("maskfeat")

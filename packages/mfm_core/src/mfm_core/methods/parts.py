@@ -16,13 +16,11 @@ from mfm_core.registry import Registry
 from mfm_core.targets.hog import HOGTarget
 from mfm_core.targets.pixel import PixelTarget
 from mfm_core.targets.spectrum import SpectrumTarget
-from mfm_image.backbones.resnet import resnet_from_cfg
-from mfm_image.backbones.vit import vit_from_cfg
 
 METHODS = Registry("pre-training method", key="MASK.METHOD")
 """Name -> (configuration) -> `Pretraining`."""
 BACKBONES = Registry("backbone", key="MODEL.ARCH")
-"""Name -> (configuration) -> `Backbone`."""
+"""Name -> (configuration) -> `Backbone`. A modality registers its own."""
 MASKS = Registry("corruption", key="AUG.MASK_TYPE")
 """Name -> (configuration, grid) -> `MaskGenerator`."""
 TARGETS = Registry("target", key="MASK.TARGET")
@@ -30,9 +28,6 @@ TARGETS = Registry("target", key="MASK.TARGET")
 
 EQUAL_COUNTS = ("mae", "mff")
 """Methods that hide the same number of tokens in each image: the others make one tensor."""
-
-BACKBONES.register("vit")(vit_from_cfg)
-BACKBONES.register("resnet")(resnet_from_cfg)
 
 
 def backbone_from_cfg(cfg: CfgNode) -> Backbone:
