@@ -6,10 +6,9 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from mfm_core.config import method_of, task_of
-from mfm_core.config.plan import arch_of
 from mfm_core.heads.classification import ClassificationHead, ReadOut
 from mfm_core.heads.probe import ProbeHead
-from mfm_core.methods import mae, maskfeat  # noqa: F401  importing a method registers it
+from mfm_core.methods import clip_masks, mae, maskfeat  # noqa: F401  importing a method registers it
 from mfm_core.methods.parts import METHODS, backbone_from_cfg
 from mfm_core.nn.vit import layer_norm
 from mfm_core.objective import Classifier, EncoderModel, FrozenEncoder, LinearProbe, Pretraining
@@ -41,7 +40,7 @@ def pretraining_from_cfg(cfg: CfgNode) -> Pretraining:
 def probe_from_cfg(cfg: CfgNode) -> LinearProbe:
     """A frozen encoder and a linear layer for each learning rate of PROBE.LRS."""
     backbone = backbone_from_cfg(cfg)
-    normalised = cfg.PROBE.LAYER_NORM and arch_of(cfg) == "vit"
+    normalised = cfg.PROBE.LAYER_NORM and backbone.needs_norm
     head = ProbeHead(
         backbone.embed_dim,
         cfg.MODEL.NUM_CLASSES,

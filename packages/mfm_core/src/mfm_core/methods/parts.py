@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.plan import arch_of, corruption_of, method_of, target_of
+from mfm_core.config.plan import arch_of, corruption_of, mask_window, method_of, modality_of, target_of
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Backbone, Grid, Loss, MaskGenerator, Target
 from mfm_core.losses.frequency import FrequencyDistance, PastedDistance, Variant
@@ -68,11 +68,12 @@ def loss_from_cfg(cfg: CfgNode, backbone: Backbone) -> Loss:
 def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
     """Raises UserError where tokens overlap, leave gaps or reach beyond the image, so that none has its own target."""
     patch, side = backbone.patch_stride, cfg.DATA.TRAIN_CROP_SIZE
-    if side % patch[0]:
+    if arch_of(cfg) == "resnet" and side % patch[0]:
         raise UserError(
             f"Pre-training a ResNet needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[0]}, its last stride."
         )
-    if arch_of(cfg) == "vit" and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
+    plain = arch_of(cfg) in ("vit", "space_time_vit")
+    if plain and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
         raise UserError(
             f"Pre-training needs patches that do not overlap: MVIT.PATCH_KERNEL {list(cfg.MVIT.PATCH_KERNEL)} must "
             f"equal MVIT.PATCH_STRIDE {list(patch)}, and MVIT.PATCH_PADDING be 0."
@@ -80,8 +81,15 @@ def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
 
 
 def hidden_from_cfg(cfg: CfgNode, grid: Grid) -> int:
-    """The number of tokens that every mask hides where all hide the same."""
-    return hidden_tokens(torch.Size(grid).numel(), cfg.AUG.MASK_RATIO, cfg.MASK.COUNT)
+    """The number of tokens that every mask hides where all hide the same; counted where masks are drawn."""
+    window = mask_window(cfg, grid)
+    enlarged = torch.Size(grid).numel() // torch.Size(window).numel()
+    return hidden_in_window(cfg, window) * enlarged
+
+
+def hidden_in_window(cfg: CfgNode, window: Grid) -> int:
+    """The same before masks are enlarged from their window."""
+    return hidden_tokens(torch.Size(window).numel(), cfg.AUG.MASK_RATIO, cfg.MASK.COUNT)
 
 
 @MASKS.register("block")
@@ -115,6 +123,7 @@ def hog_from_cfg(cfg: CfgNode, backbone: Backbone) -> HOGTarget:
 
 @TARGETS.register("pixel")
 def pixel_from_cfg(cfg: CfgNode, backbone: Backbone) -> PixelTarget:
-    """The pixels of each patch."""
+    """The pixels of each patch; of a clip's, the first frame's where MASK.TIME_STRIDE_LOSS says so."""
     normalise = cfg.MASK.PIXEL_VARIANCE if cfg.MASK.NORM_PRED_PIXEL else "none"
-    return PixelTarget(backbone.patch_stride, order=cfg.MASK.PIXEL_ORDER, normalise=normalise)
+    first = modality_of(cfg) == "video" and cfg.MASK.TIME_STRIDE_LOSS
+    return PixelTarget(backbone.patch_stride, cfg.MASK.PIXEL_ORDER, normalise, first_frames=first)
