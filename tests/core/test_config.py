@@ -224,10 +224,7 @@ def test_numbers_out_of_range_are_refused(key):
     kind = NULLABLE.get(key, type(default))
     values = [low - 1] + ([high + 1] if high < float("inf") else [])
     for value in values:
-        if isinstance(default, (list, tuple)):
-            value = [type(n)(value) for n in default] or [value, value]
-        else:
-            value = kind(value)
+        value = kind(value) if kind not in (list, tuple) else [type(n)(value) for n in default or ()] or [value] * 2
         message = message_of(IMAGE, key, str(value))
         assert key in message and "must be at least" in message, message
 
@@ -437,7 +434,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (CUBES, ["AUG.MAX_MASK_PATCHES_PER_BLOCK", "9"]),
         (CUBES, ["MASK.COUNT", "hidden", "AUG.MASK_TUBE", "True"]),
         (CLIPS, ["AUG.MASK_WINDOW_SIZE", "[8, 14, 14]"]),
-        (CLIPS, ["MVIT.REL_POS_SPATIAL", "True"]),
+        (CLIPS, ["MVIT.DIM_MUL_IN_ATT", "True"]),
         (CLIPS, ["MVIT.SINCOS_FIRST", "row"]),
         (
             CLIPS,

@@ -177,11 +177,20 @@ _C.MVIT.HEAD_INIT_BIAS = 0.02
 _C.MVIT.ZERO_DECAY_POS_CLS = True
 # Multiscale stages: pooling attention, its strides and kernels, relative positions.
 _C.MVIT.MODE = "conv"
+# [block, factor]: what multiplies width and heads, the width in the MLP of the block before it.
 _C.MVIT.DIM_MUL = []
 _C.MVIT.HEAD_MUL = []
+# The width changes in the attention of the block that DIM_MUL names, not in the MLP before it.
+_C.MVIT.DIM_MUL_IN_ATT = False
+# Kernel of all poolings; None is one more than each stride.
 _C.MVIT.POOL_KVQ_KERNEL = None
+# Strides of keys and values: of the first block, divided by each query stride on the way | [block, t, h, w] each.
 _C.MVIT.POOL_KV_STRIDE_ADAPTIVE = None
+_C.MVIT.POOL_KV_STRIDE = []
+# Strides of queries, [block, t, h, w] each; blocks that are not named pool no queries.
 _C.MVIT.POOL_Q_STRIDE = []
+# Dropout behind positions, attention and MLP of the multiscale model.
+_C.MVIT.DROPOUT_RATE = 0.0
 _C.MVIT.REL_POS_SPATIAL = False
 _C.MVIT.REL_POS_TEMPORAL = False
 _C.MVIT.RESIDUAL_POOLING = False

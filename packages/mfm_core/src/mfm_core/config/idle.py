@@ -40,8 +40,11 @@ VIDEO_ONLY = (
 )
 MULTISCALE_ONLY = (
     "MVIT.MODE",
+    "MVIT.DIM_MUL_IN_ATT",
     "MVIT.POOL_KVQ_KERNEL",
     "MVIT.POOL_KV_STRIDE_ADAPTIVE",
+    "MVIT.POOL_KV_STRIDE",
+    "MVIT.DROPOUT_RATE",
     "MVIT.REL_POS_SPATIAL",
     "MVIT.REL_POS_TEMPORAL",
     "MVIT.RESIDUAL_POOLING",
@@ -138,6 +141,17 @@ def _reports_attention(cfg: CfgNode) -> bool:
 IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
     (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
     (lambda c: arch_of(c) != "mvit", "acts in multiscale models only", MULTISCALE_ONLY),
+    (
+        lambda c: arch_of(c) == "mvit" and c.MVIT.POOL_KV_STRIDE_ADAPTIVE is not None,
+        "has no effect: MVIT.POOL_KV_STRIDE_ADAPTIVE gives the strides",
+        ("MVIT.POOL_KV_STRIDE",),
+    ),
+    (
+        lambda c: arch_of(c) == "mvit" and not c.MVIT.DIM_MUL,
+        "acts with MVIT.DIM_MUL only",
+        ("MVIT.DIM_MUL_IN_ATT",),
+    ),
+    (lambda c: arch_of(c) == "mvit", "acts in plain ViTs only", ("MVIT.KEY_BIAS",)),
     (
         lambda c: modality_of(c) == "video" and not c.MVIT.USE_ABS_POS,
         "acts with MVIT.USE_ABS_POS only",

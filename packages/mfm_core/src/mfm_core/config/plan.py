@@ -131,8 +131,11 @@ def corrupts(cfg: CfgNode, kind: str) -> bool:
     return task_of(cfg) == "pretrain" and corruption_of(cfg) == kind
 
 
-MULTISCALE = ("DIM_MUL", "HEAD_MUL", "POOL_Q_STRIDE", "POOL_KV_STRIDE_ADAPTIVE", "POOL_KVQ_KERNEL")
-"""Keys of the MVIT section any of which makes a multiscale model."""
+MULTISCALE = (
+    *("DIM_MUL", "HEAD_MUL", "POOL_Q_STRIDE", "POOL_KV_STRIDE", "POOL_KV_STRIDE_ADAPTIVE", "POOL_KVQ_KERNEL"),
+    *("REL_POS_SPATIAL", "REL_POS_TEMPORAL", "RESIDUAL_POOLING"),
+)
+"""Keys of MVIT, any of which makes a video model a multiscale one."""
 
 
 def arch_of(cfg: CfgNode) -> str:

@@ -1,4 +1,4 @@
-"""Masks drawn over a coarse window and enlarged to a clip's token grid: cubes, tubes and whole frames."""
+"""Masks enlarged to a finer grid than they were drawn on: that of a window (cubes, tubes, frames) or a pooled stage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ class Enlarged:
 
     def __call__(self, generator: torch.Generator, image: Tensor | None = None) -> Tensor:
         """(*grid) bool, True = hidden; the clip is not looked at."""
-        mask = self.masker(generator, image).reshape(self.window)
-        for axis, (n, w) in enumerate(zip(self.grid, self.window)):
-            mask = mask.repeat_interleave(n // w, dim=axis)
-        return mask
+        return enlarge(self.masker(generator, image).reshape(self.window), self.grid)
+
+
+def enlarge(mask: Tensor, grid: Grid) -> Tensor:
+    """(..., *coarse) to (..., *grid), each cell the one of `mask` that it lies in; nothing where the grids are equal.
+
+    Where the grids are no multiples of each other, a cell lies where its first corner does (nearest resizing).
+    """
+    for axis, size in enumerate(grid, start=-len(grid)):
+        coarse = mask.shape[axis]
+        if coarse != size:
+            mask = mask.index_select(axis, torch.arange(size, device=mask.device) * coarse // size)
+    return mask

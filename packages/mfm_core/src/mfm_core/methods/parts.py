@@ -26,6 +26,8 @@ MASKS = Registry("corruption", key="AUG.MASK_TYPE")
 TARGETS = Registry("target", key="MASK.TARGET")
 """Name -> (configuration, backbone) -> `Target`."""
 
+PLAIN = ("vit", "space_time_vit")
+"""Backbones whose tokens are patches that tile the input."""
 EQUAL_COUNTS = ("mae", "mff")
 """Methods that hide the same number of tokens in each image: the others make one tensor."""
 
@@ -68,12 +70,11 @@ def loss_from_cfg(cfg: CfgNode, backbone: Backbone) -> Loss:
 def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
     """Raises UserError where tokens overlap, leave gaps or reach beyond the image, so that none has its own target."""
     patch, side = backbone.patch_stride, cfg.DATA.TRAIN_CROP_SIZE
-    if arch_of(cfg) == "resnet" and side % patch[0]:
+    if side % patch[-1]:
         raise UserError(
-            f"Pre-training a ResNet needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[0]}, its last stride."
+            f"Pre-training needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[-1]}, the model's last stride."
         )
-    plain = arch_of(cfg) in ("vit", "space_time_vit")
-    if plain and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
+    if arch_of(cfg) in PLAIN and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
         raise UserError(
             f"Pre-training needs patches that do not overlap: MVIT.PATCH_KERNEL {list(cfg.MVIT.PATCH_KERNEL)} must "
             f"equal MVIT.PATCH_STRIDE {list(patch)}, and MVIT.PATCH_PADDING be 0."
@@ -113,11 +114,18 @@ def spectrum_from_cfg(cfg: CfgNode, backbone: Backbone) -> SpectrumTarget:
 
 @TARGETS.register("hog")
 def hog_from_cfg(cfg: CfgNode, backbone: Backbone) -> HOGTarget:
-    """Histograms of oriented gradients. Raises UserError where cells do not divide the patch."""
+    """Histograms of oriented gradients, of clips those of the first frame of each token.
+
+    Raises UserError where cells do not divide the patch.
+    """
     if backbone.patch_stride[-1] % cfg.HOG.CELL:
         raise UserError(f"HOG.CELL {cfg.HOG.CELL} must divide the patch, {backbone.patch_stride[-1]} pixels.")
     return HOGTarget(
-        backbone.patch_stride, bins=cfg.HOG.BINS, cell=cfg.HOG.CELL, gaussian_window=cfg.HOG.GAUSSIAN_WINDOW
+        backbone.patch_stride[-2:],
+        bins=cfg.HOG.BINS,
+        cell=cfg.HOG.CELL,
+        gaussian_window=cfg.HOG.GAUSSIAN_WINDOW,
+        temporal_stride=backbone.patch_stride[0] if len(backbone.patch_stride) == 3 else 1,
     )
 
 

@@ -67,6 +67,8 @@ class VisionTransformer(nn.Module):
         self.grid: Grid = tuple(
             (n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, patch_kernel, patch_stride, patch_padding)
         )
+        self.embed_grid, self.grids = self.grid, [self.grid] * depth
+        self.stem_dim, self.dims = embed_dim, [embed_dim] * depth
         self.patch_embed = PatchEmbed(channels, embed_dim, patch_kernel, patch_stride, patch_padding)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
         self.positions = positions
@@ -177,11 +179,14 @@ def transformer_block(
     )
 
 
-def run_block(block: nn.Module, tokens: Tensor, act_checkpoint: bool) -> Tensor:
-    """The block's output; its activations are recomputed in the backward pass where `act_checkpoint` says so."""
+def run_block(block: nn.Module, tokens: Tensor, act_checkpoint: bool, *rest: object) -> Tensor:
+    """The block's output; its activations are recomputed in the backward pass where `act_checkpoint` says so.
+
+    rest: what the block takes beside tokens.
+    """
     if act_checkpoint and torch.is_grad_enabled():
-        return checkpoint(block, tokens, use_reentrant=False)
-    return block(tokens)
+        return checkpoint(block, tokens, *rest, use_reentrant=False)
+    return block(tokens, *rest)
 
 
 def layer_norm(dim: int, **kwargs) -> nn.LayerNorm:
