@@ -12,6 +12,7 @@ import yaml
 from paths import CONFIGS, REPOSITORY
 
 from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
+from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
 
@@ -20,6 +21,8 @@ FILES = sorted({name for key in KEYS.values() for name in key["used"]})
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
 PROBE, KNN = (str(CONFIGS / "demo" / f"{name}.yaml") for name in ("probe", "knn"))
 FINETUNE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_FT.yaml")
+CUBES = str(CONFIGS / "masked_ssl" / "k400_MVITv2_S_16x4_MaskFeat_PT.yaml")
+CLIPS = str(CONFIGS / "masked_ssl" / "k400_VIT_B_16x4_MAE_PT.yaml")
 MAE = ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "2"]
 MFM = str(CONFIGS / "mfm" / "mfm_pretrain__vit_base__img224__300ep.yaml")
 RESNET = str(CONFIGS / "mfm" / "mfm_pretrain__resnet50__img224__300ep.yaml")
@@ -86,6 +89,16 @@ def test_image_files_run_and_are_ours(name, tmp_path):
     assert theirs == load_config(str(CONFIGS / "masked_ssl" / f"{name}.yaml"))
     warnings = validate(theirs)
     assert all(w.startswith(("BN.USE_PRECISE_STATS", "TRAIN.EVAL_PERIOD 10000")) for w in warnings), warnings
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("k400")])
+def test_video_files_run_and_are_ours(name, tmp_path):
+    theirs = load_config(str(recipe(name, tmp_path)))
+    assert theirs == load_config(str(CONFIGS / "masked_ssl" / f"{name}.yaml"))
+    assert modality_of(theirs) == "video"
+    assert arch_of(theirs) == ("mvit" if "MVIT" in name else "space_time_vit")
+    idle = ("TRAIN.EVAL_PERIOD 1000", "MVIT.SEP_POS_EMBED True acts with MVIT.USE_ABS_POS")
+    assert all(w.startswith(idle) for w in validate(theirs)), validate(theirs)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -275,6 +288,50 @@ def test_impossible_combinations_of_mfm(overrides, parts):
     assert all(part in message for part in parts), message
 
 
+@pytest.mark.parametrize(
+    ("path", "overrides", "parts"),
+    [
+        (CLIPS, ["MVIT.PATCH_2D", "True"], ["TRAIN.DATASET kinetics", "MVIT.PATCH_2D False"]),
+        (CLIPS, ["MODEL.ARCH", "resnet"], ["MODEL.ARCH resnet", "mvit"]),
+        (CUBES, ["MODEL.ARCH", "vit"], ["MODEL.ARCH vit", "DIM_MUL"]),
+        (CUBES, ["MASK.METHOD", "mae", "MASK.PRED_HOG", "False", "MASK.DECODER_DEPTH", "1"], ["by mae", "plain ViT"]),
+        (CLIPS, ["MASK.METHOD", "mff"], ["MASK.METHOD mff is for images"]),
+        (CLIPS, ["MASK.TARGET", "spectrum"], ["MASK.TARGET spectrum is for images"]),
+        (CLIPS, ["DATA.TEST_CROP_SIZE", "256"], ["DATA.TEST_CROP_SIZE 256", "positions"]),
+        (CLIPS, ["MVIT.USE_FIXED_SINCOS_POS", "True"], ["MVIT.SEP_POS_EMBED", "MVIT.USE_FIXED_SINCOS_POS"]),
+        (CLIPS, ["AUG.MASK_TYPE", "block"], ["AUG.MASK_TYPE block", "cube"]),
+        (CLIPS, ["AUG.MASK_TYPE", "cube"], ["MASK.MAE_RND_MASK True", "AUG.MASK_TYPE cube"]),
+        (CUBES, ["AUG.MASK_TUBE", "True", "AUG.MASK_FRAMES", "True"], ["AUG.MASK_TUBE", "AUG.MASK_FRAMES"]),
+        (CUBES, ["AUG.MASK_WINDOW_SIZE", "[7, 7]"], ["AUG.MASK_WINDOW_SIZE [7, 7]", "three numbers"]),
+        (CLIPS, ["AUG.MASK_RATIO", "1.0", "AUG.MASK_TUBE", "True"], ["AUG.MASK_RATIO is 1.0"]),
+        (IMAGE, ["AUG.MASK_TYPE", "cube"], ["AUG.MASK_TYPE cube", "block, random"]),
+    ],
+    ids=lambda p: p[0] if isinstance(p, list) else "",
+)
+def test_impossible_combinations_of_video(path, overrides, parts):
+    message = message_of(path, *overrides)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("path", "overrides", "drawing", "hides", "window"),
+    [
+        (CUBES, [], "cube", "cube", (8, 7, 7)),
+        (CUBES, ["AUG.MASK_TUBE", "True", "AUG.MASK_WINDOW_SIZE", "[7, 7]"], "cube", "tube", (1, 7, 7)),
+        (CUBES, ["AUG.MASK_FRAMES", "True"], "cube", "frames", (8, 1, 1)),
+        (CUBES, ["AUG.MASK_TYPE", "random"], "random", "random", (4, 14, 14)),
+        (CLIPS, [], "random", "random", (4, 14, 14)),
+        (CLIPS, ["AUG.MASK_TUBE", "True"], "random", "tube", (1, 14, 14)),
+        (CLIPS, ["AUG.MASK_FRAMES", "True"], "random", "frames", (4, 1, 1)),
+        (IMAGE, ["AUG.MASK_TUBE", "True"], "block", "block", (4, 14, 14)),
+    ],
+    ids=lambda p: "-".join(map(str, p)) if isinstance(p, list) else "",
+)
+def test_where_video_masks_are_drawn(path, overrides, drawing, hides, window):
+    cfg = load_config(path, overrides)
+    assert (drawing_of(cfg), corruption_of(cfg), mask_window(cfg, (4, 14, 14))) == (drawing, hides, window)
+
+
 def test_a_loss_over_the_batch_depends_on_the_processes():
     keys = ["MFM.AVE_SPECTRUM", "True"]
     assert any(w.startswith("MFM.AVE_SPECTRUM True") for w in validate(load_config(RESNET, keys)))
@@ -351,6 +408,13 @@ def test_impossible_probes(path, overrides, part):
     assert part in message_of(path, *overrides)
 
 
+def test_keys_of_video_masks_that_act_are_not_warned_of():
+    usual = validate(load_config(CUBES))
+    tubes = ["AUG.MASK_TUBE", "True", "AUG.MAX_MASK_PATCHES_PER_BLOCK", "9", "AUG.MASK_WINDOW_SIZE", "[14, 14]"]
+    assert validate(load_config(CUBES, tubes)) == usual
+    assert validate(load_config(CUBES, ["AUG.MASK_TYPE", "random", "MASK.COUNT", "hidden"])) == usual
+
+
 def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
     first, *others = validate(load_config(IMAGE, ["TASK", "knn"]))
     assert all(key in first for key in ("MASK.PRED_HOG", "SOLVER.BASE_LR", "AUG.MASK_RATIO", "TRAIN.BATCH_SIZE"))
@@ -362,6 +426,23 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
     ("path", "overrides"),
     [
         (IMAGE, ["DATA.SAMPLING_RATE", "4"]),
+        (IMAGE, ["AUG.MASK_TUBE", "True"]),
+        (IMAGE, ["MASK.TIME_STRIDE_LOSS", "False"]),
+        (FINETUNE, ["AUG.MASK_FRAMES", "True"]),
+        (CUBES, ["MASK.TIME_STRIDE_LOSS", "False"]),
+        (CUBES, ["MASK.DECODER_SEP_POS_EMBED", "True"]),
+        (CUBES, ["AUG.MAX_MASK_PATCHES_PER_BLOCK", "9"]),
+        (CUBES, ["MASK.COUNT", "hidden", "AUG.MASK_TUBE", "True"]),
+        (CLIPS, ["AUG.MASK_WINDOW_SIZE", "[8, 14, 14]"]),
+        (CLIPS, ["MVIT.DIM_MUL_IN_ATT", "True"]),
+        (CLIPS, ["MVIT.SINCOS_FIRST", "row"]),
+        (
+            CLIPS,
+            [
+                *("MASK.DECODER_SEP_POS_EMBED", "True", "MVIT.USE_FIXED_SINCOS_POS", "True"),
+                *("MVIT.SEP_POS_EMBED", "False"),
+            ],
+        ),
         (IMAGE, ["MVIT.RESIDUAL_POOLING", "True"]),
         (IMAGE, ["MASK.DECODER_DEPTH", "4"]),
         (IMAGE, ["MASK.DECODER_NUM_HEADS", "4"]),

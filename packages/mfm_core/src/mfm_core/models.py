@@ -8,7 +8,7 @@ from torch import nn
 from mfm_core.config import method_of, task_of
 from mfm_core.heads.classification import ClassificationHead, ReadOut
 from mfm_core.heads.probe import ProbeHead
-from mfm_core.methods import mae, maskfeat  # noqa: F401  importing a method registers it
+from mfm_core.methods import clip_masks, mae, maskfeat  # noqa: F401  importing a method registers it
 from mfm_core.methods.parts import METHODS, backbone_from_cfg
 from mfm_core.nn.vit import layer_norm
 from mfm_core.objective import Classifier, EncoderModel, FrozenEncoder, LinearProbe, Pretraining

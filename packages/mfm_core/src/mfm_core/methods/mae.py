@@ -8,7 +8,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from mfm_core.config import get_cfg
+from mfm_core.config import get_cfg, modality_of
 from mfm_core.errors import UserError
 from mfm_core.heads.decoder import TransformerDecoder
 from mfm_core.interfaces import Backbone
@@ -58,10 +58,12 @@ def decoder_from_cfg(cfg: CfgNode, backbone: Backbone, target_dim: int) -> Trans
     """The decoder of MASK.DECODER_*. Raises UserError where its width cannot be divided over heads and positions."""
     width = cfg.MASK.DECODER_EMBED_DIM
     heads = cfg.MASK.DECODER_NUM_HEADS or max(1, width // 64)
-    if width % heads or width % 4:
+    positions = _positions(cfg)
+    multiple = {2: 4, 3: 16}[len(backbone.grid)] if positions == "sincos" else 1
+    if width % heads or width % multiple:
         raise UserError(
-            f"MASK.DECODER_EMBED_DIM {width} must be a multiple of 4, for its positions, and of its {heads} heads "
-            "(MASK.DECODER_NUM_HEADS; 0 is one for each 64 channels)."
+            f"MASK.DECODER_EMBED_DIM {width} must be a multiple of {multiple}, for its positions, and of its {heads} "
+            "heads (MASK.DECODER_NUM_HEADS; 0 is one for each 64 channels)."
         )
     return TransformerDecoder(
         grid=backbone.grid,
@@ -77,4 +79,12 @@ def decoder_from_cfg(cfg: CfgNode, backbone: Backbone, target_dim: int) -> Trans
         key_bias=cfg.MVIT.KEY_BIAS,
         sincos_first=cfg.MVIT.SINCOS_FIRST,
         act_checkpoint=cfg.MODEL.ACT_CHECKPOINT,
+        positions=positions,
     )
+
+
+def _positions(cfg: CfgNode) -> str:
+    """The decoder's kind of positions: sin-cos ones on images, on clips learned ones unless the encoder's are fixed."""
+    if modality_of(cfg) == "image" or cfg.MVIT.USE_FIXED_SINCOS_POS:
+        return "sincos"
+    return "separable" if cfg.MASK.DECODER_SEP_POS_EMBED else "learned"

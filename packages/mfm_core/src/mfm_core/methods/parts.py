@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window, method_of, target_of
+from mfm_core.config.plan import arch_of, corruption_of, mask_window, method_of, modality_of, target_of
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Backbone, Grid, Loss, MaskGenerator, Target
 from mfm_core.losses.frequency import FrequencyDistance, PastedDistance, Variant
 from mfm_core.losses.masked import MaskedMSE, MeanMSE
 from mfm_core.masking.block import BlockMask
-from mfm_core.masking.cube import CubeMask
-from mfm_core.masking.enlarged import Enlarged
 from mfm_core.masking.random import RandomMask, hidden_tokens
 from mfm_core.registry import Registry
 from mfm_core.targets.hog import HOGTarget
@@ -84,8 +82,15 @@ def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
 
 
 def hidden_from_cfg(cfg: CfgNode, grid: Grid) -> int:
-    """The number of tokens that every mask hides where all hide the same."""
-    return hidden_tokens(torch.Size(grid).numel(), cfg.AUG.MASK_RATIO, cfg.MASK.COUNT)
+    """The number of tokens that every mask hides where all hide the same; counted where masks are drawn."""
+    window = mask_window(cfg, grid)
+    enlarged = torch.Size(grid).numel() // torch.Size(window).numel()
+    return hidden_in_window(cfg, window) * enlarged
+
+
+def hidden_in_window(cfg: CfgNode, window: Grid) -> int:
+    """The same before masks are enlarged from their window."""
+    return hidden_tokens(torch.Size(window).numel(), cfg.AUG.MASK_RATIO, cfg.MASK.COUNT)
 
 
 @MASKS.register("block")
@@ -99,21 +104,6 @@ def block_from_cfg(cfg: CfgNode, grid: Grid) -> BlockMask:
 def random_from_cfg(cfg: CfgNode, grid: Grid) -> RandomMask:
     """Single tokens."""
     return RandomMask(grid, hidden_from_cfg(cfg, grid))
-
-
-def cubes_from_cfg(cfg: CfgNode, grid: Grid) -> Enlarged:
-    """Cubes of tokens in AUG.MASK_WINDOW_SIZE; tubes and frames are cubes, or single places, of a flat window."""
-    window, exact = mask_window(cfg, grid), method_of(cfg) in EQUAL_COUNTS
-    hidden = hidden_from_cfg(cfg, window) if exact else None
-    if drawing_of(cfg) == "random":
-        masks = RandomMask(window, hidden_from_cfg(cfg, window))
-    else:
-        masks = CubeMask(window, cfg.AUG.MASK_RATIO, hidden)
-    return Enlarged(masks, window, grid)
-
-
-for _kind in ("cube", "tube", "frames"):
-    MASKS.register(_kind)(cubes_from_cfg)
 
 
 @TARGETS.register("spectrum")
@@ -141,7 +131,7 @@ def hog_from_cfg(cfg: CfgNode, backbone: Backbone) -> HOGTarget:
 
 @TARGETS.register("pixel")
 def pixel_from_cfg(cfg: CfgNode, backbone: Backbone) -> PixelTarget:
-    """The pixels of each patch."""
+    """The pixels of each patch; of a clip's, the first frame's where MASK.TIME_STRIDE_LOSS says so."""
     normalise = cfg.MASK.PIXEL_VARIANCE if cfg.MASK.NORM_PRED_PIXEL else "none"
-    clips = len(backbone.patch_stride) == 3
-    return PixelTarget(backbone.patch_stride, order=cfg.MASK.PIXEL_ORDER, normalise=normalise, first_frames=clips)
+    first = modality_of(cfg) == "video" and cfg.MASK.TIME_STRIDE_LOSS
+    return PixelTarget(backbone.patch_stride, cfg.MASK.PIXEL_ORDER, normalise, first_frames=first)
