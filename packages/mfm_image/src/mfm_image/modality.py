@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,18 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES, arch_of
-from mfm_core.interfaces import PretrainOutput
+from mfm_core.interfaces import BadFile, PretrainOutput
 from mfm_core.monitor.settings import setting_name
 from mfm_core.objective import Classifier, Pretraining
 from mfm_core.report.pixels import Pixels
-from mfm_core.tasks.modality import ClassifierTask, Drawn, Modality
+from mfm_core.tasks.modality import ClassifierTask, Modality
+from mfm_core.tasks.shown import Drawn, from_dataset
 from mfm_image.data.build import data_root, eval_dataset, eval_transform, resized, train_dataset, train_transform
+from mfm_image.data.decode import UnreadableImage, decode_image
 from mfm_image.data.doctor import DoctorReport, check_folder
 from mfm_image.data.folder import ImageFolder, class_names, split_folder
 from mfm_image.models import build_model, example_input
-from mfm_image.pictures.attention import attention_sheet, heat_caption
-from mfm_image.pictures.inputs import from_dataset
+from mfm_image.pictures.attention import attention_sheet, draw_attention, draw_gradient, heat_caption
 from mfm_image.pictures.reconstruction import reconstruction_sheet
 
 
@@ -39,9 +42,11 @@ def stills(cfg: CfgNode, images: Tensor) -> list[np.ndarray]:
     return Pixels(cfg.DATA.MEAN, cfg.DATA.STD)(images)
 
 
-def reconstruct(cfg: CfgNode, model: Pretraining, images: Tensor, output: PretrainOutput) -> list[Drawn]:
+def reconstruct(
+    cfg: CfgNode, model: Pretraining, images: Tensor, output: PretrainOutput, names: Sequence[str]
+) -> list[Drawn]:
     """Image, input, target, prediction, and the prediction completed with what was seen."""
-    sheet, remarks = reconstruction_sheet(model, images, output, Pixels(cfg.DATA.MEAN, cfg.DATA.STD))
+    sheet, remarks = reconstruction_sheet(model, images, output, Pixels(cfg.DATA.MEAN, cfg.DATA.STD), names)
     return [("reconstruction", sheet, remarks)]
 
 
@@ -53,7 +58,7 @@ def explain(task: ClassifierTask, model: Classifier) -> list[Drawn]:
     shown = from_dataset(task.val_loader.dataset, cfg.MONITOR.NUM_PICTURES)
     how = (cfg.PICTURE.HEAD_FUSION, cfg.PICTURE.DISCARD_RATIO, cfg.PICTURE.LAYER)
     pixels = Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
-    sheet = attention_sheet(model, shown.images.to(task.world.device), pixels, *how, shown.classes)
+    sheet = attention_sheet(model, shown.inputs.to(task.world.device), pixels, *how, shown.classes)
     return [("attention", sheet, f"attention rollout: {heat_caption(*how)}")]
 
 
@@ -68,6 +73,16 @@ def at_sizes(task: ClassifierTask, model: Classifier, known: dict[str, float]) -
         at = known if size == sizes[0] else task.accuracy(model, resized(cfg, dataset, size))
         found |= {setting_name(top, "resize", size): at[top] for top in ("top1", "top5")}
     return found, []
+
+
+def read(cfg: CfgNode, path: str) -> Tensor | BadFile:
+    """The file as evaluation crops it."""
+    try:
+        pixels = decode_image(path)
+    except UnreadableImage as error:
+        return BadFile(error.path, error.reason)
+    transform = eval_transform(cfg)
+    return transform.apply(pixels, transform.plan(*pixels.shape[1:], random.Random(0)))
 
 
 def seen_as(cfg: CfgNode) -> dict[str, Any]:
@@ -101,9 +116,11 @@ IMAGES = Modality(
     stills=stills,
     reconstruct=reconstruct,
     explain=explain,
+    draw={"attention": draw_attention, "gradient": draw_gradient},
     finish=at_sizes,
     tests_itself=False,
     seen_as=seen_as,
+    read=read,
     published=("ImageNet-1k", IMAGENET_TRAIN_IMAGES),
     count_files=count_files,
     check_transforms=check_transforms,

@@ -1,4 +1,4 @@
-"""What `tools/run_net.py` calls for video: train or test, dry-run, doctor."""
+"""What `tools/run_net.py` calls for video: train, test or visualise, dry-run, doctor."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ doctor = partial(commands.doctor, modality=VIDEOS)
 
 def main(cfg: CfgNode) -> int:
     """One process of a run; returns the exit code."""
-    return commands.train(cfg, VIDEOS)
+    return commands.main(cfg, VIDEOS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,15 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from mfm_core.config.plan import KINETICS_TRAIN_VIDEOS
-from mfm_core.interfaces import PretrainOutput
+from mfm_core.data.listing import PathTable
+from mfm_core.interfaces import BadFile, PretrainOutput, SampleKey
 from mfm_core.objective import Classifier, Pretraining
 from mfm_core.report.pixels import Pixels
-from mfm_core.tasks.modality import ClassifierTask, Drawn, Modality
+from mfm_core.tasks.modality import ClassifierTask, Modality
+from mfm_core.tasks.shown import Drawn
 from mfm_video.data.build import (
     clip_spec,
+    clips_of,
     eval_dataset,
     has_split,
     opener,
@@ -24,6 +28,7 @@ from mfm_video.data.build import (
     view_transforms,
 )
 from mfm_video.data.doctor import DoctorReport, check_videos
+from mfm_video.data.lists import VideoList
 from mfm_video.models import build_model, example_input
 from mfm_video.pictures.reconstruction import reconstruction
 from mfm_video.views import judge_views
@@ -66,15 +71,24 @@ def _crop(cfg: CfgNode) -> list[int]:
     return [cfg.DATA.TEST_CROP_SIZE, *cfg.DATA.TRAIN_JITTER_SCALES]
 
 
+def read(cfg: CfgNode, path: str) -> Tensor | BadFile:
+    """The clip in the middle of the file, as evaluation crops it."""
+    video = VideoList(PathTable("", [path]), np.zeros(1, dtype=np.int64), [""], path)
+    sample = clips_of(cfg, video)[SampleKey(0, 0)]
+    return sample.bad[0] if sample.bad else sample.views[0]
+
+
 def stills(cfg: CfgNode, clips: Tensor) -> list[np.ndarray]:
     """(B, 3, T, H, W) to the frame in the middle of each, (H, W, 3) uint8."""
     return Pixels(cfg.DATA.MEAN, cfg.DATA.STD)(clips[:, :, clips.shape[2] // 2])
 
 
-def reconstruct(cfg: CfgNode, model: Pretraining, clips: Tensor, output: PretrainOutput) -> list[Drawn]:
+def reconstruct(
+    cfg: CfgNode, model: Pretraining, clips: Tensor, output: PretrainOutput, names: Sequence[str]
+) -> list[Drawn]:
     """Frames, hidden cubes, target and prediction, standing and moving."""
     pixels = Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
-    drawn = reconstruction(model.target, model.backbone.grid, clips.cpu(), _on_cpu(output), pixels)
+    drawn = reconstruction(model.target, model.backbone.grid, clips.cpu(), _on_cpu(output), pixels, names)
     return [("reconstruction", drawn.still, drawn.remarks), ("reconstruction_moving", drawn.moving, drawn.remarks)]
 
 
@@ -98,9 +112,11 @@ VIDEOS = Modality(
     stills=stills,
     reconstruct=reconstruct,
     explain=explain,
+    draw={},
     finish=judge_views,
     tests_itself=True,
     seen_as=seen_as,
+    read=read,
     published=("Kinetics-400", KINETICS_TRAIN_VIDEOS),
     count_files=count_files,
     check_transforms=check_transforms,

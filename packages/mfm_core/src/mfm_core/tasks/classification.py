@@ -11,7 +11,9 @@ from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.parallel.world import World
-from mfm_core.tasks.modality import DataSet, Drawn, Modality
+from mfm_core.tasks.datasets import DataSet
+from mfm_core.tasks.modality import Modality
+from mfm_core.tasks.shown import Drawn
 
 
 class ClassificationTask:

@@ -1,4 +1,4 @@
-"""What `tools/run_net.py` calls for either modality: train or test, dry-run, doctor."""
+"""What `tools/run_net.py` calls for either modality: train, test or visualise, dry-run, doctor."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from mfm_core.tasks.knn import KnnTask
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.pretrain import PretrainTask
 from mfm_core.tasks.probe import ProbeTask
+from mfm_core.tasks.visualise import visualise
 
 TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask, "probe": ProbeTask, "knn": KnnTask}
 
 
-def train(cfg: CfgNode, modality: Modality) -> int:
-    """One process of a run that trains, or tests where TRAIN.ENABLE is off; returns the exit code."""
+def main(cfg: CfgNode, modality: Modality) -> int:
+    """One process of a run: trains, tests where TRAIN.ENABLE is off, or draws pictures; returns the exit code."""
+    if cfg.TASK == "visualise":
+        return visualise(cfg, modality)
     return run(cfg, partial(_build_task, modality))
 
 

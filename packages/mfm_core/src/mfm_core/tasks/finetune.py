@@ -16,8 +16,10 @@ from mfm_core.interfaces import Batch
 from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
 from mfm_core.parallel.world import World
 from mfm_core.tasks.classification import ClassificationTask
-from mfm_core.tasks.modality import DataSet, Drawn, Modality
+from mfm_core.tasks.datasets import DataSet
+from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.periods import is_due
+from mfm_core.tasks.shown import Drawn
 
 
 class FinetuneTask(ClassificationTask):

@@ -20,7 +20,9 @@ from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_core.probe.store import load_features, save_features, weights_digest
-from mfm_core.tasks.modality import Drawn, Listing, Modality
+from mfm_core.tasks.datasets import Listing
+from mfm_core.tasks.modality import Modality
+from mfm_core.tasks.shown import Drawn
 
 logger = logging.getLogger(__name__)
 

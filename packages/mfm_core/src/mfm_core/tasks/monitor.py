@@ -21,7 +21,8 @@ from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect_indexed
 from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet
-from mfm_core.tasks.modality import DataSet, Modality
+from mfm_core.tasks.datasets import DataSet
+from mfm_core.tasks.modality import Modality
 
 
 class Monitor:

@@ -14,9 +14,10 @@ from mfm_core.interfaces import Batch
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
-from mfm_core.tasks.modality import Drawn, Modality
+from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.monitor import Monitor
 from mfm_core.tasks.periods import is_due
+from mfm_core.tasks.shown import Drawn
 
 
 class PretrainTask:
@@ -72,7 +73,7 @@ class PretrainTask:
             return []
         inputs, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
         with torch.inference_mode():
-            drawn = self.modality.reconstruct(self.cfg, model, inputs, model(inputs, mask))
+            drawn = self.modality.reconstruct(self.cfg, model, inputs, model(inputs, mask), ())
         pictures = [(name, picture, f"after {epoch} epochs; {remarks}") for name, picture, remarks in drawn]
         if is_due(epoch, self.cfg.KNN.PERIOD, last):
             nearest = f"nearest training {self.modality.noun} by cosine; framed where of the query's class"

@@ -12,6 +12,7 @@ from mfm_core.objective import Classifier, EncoderModel
 from mfm_core.report.heat import heat, overlay, stretched
 from mfm_core.report.panels import sheet
 from mfm_core.report.pixels import Pixels
+from mfm_core.tasks.shown import Drawn, Studio
 from mfm_image.rollout import attention_map, gradient_map
 
 
@@ -76,3 +77,22 @@ def heat_caption(fusion: str, discard: float, layer: int) -> str:
     heads = f", {fusion} over heads" if fusion else ""
     dropped = f", smallest {discard:.0%} dropped" if discard else ""
     return f"{'all blocks' if layer < 0 else f'block {layer}'}{heads}{dropped}; from dark (least) to light (most)"
+
+
+def draw_attention(studio: Studio) -> list[Drawn]:
+    """PICTURE.KIND attention: its rollout."""
+    cfg, shown = studio.cfg, studio.shown
+    how = (cfg.PICTURE.HEAD_FUSION, cfg.PICTURE.DISCARD_RATIO, cfg.PICTURE.LAYER)
+    images, pixels = shown.inputs.to(studio.device), Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
+    return [("attention", attention_sheet(studio.model, images, pixels, *how, shown.names), heat_caption(*how))]
+
+
+def draw_gradient(studio: Studio) -> list[Drawn]:
+    """PICTURE.KIND gradient: the rollout of attention times its gradient for a class."""
+    cfg, shown, names = studio.cfg, studio.shown, studio.classes
+    if len(names) != cfg.MODEL.NUM_CLASSES:  # another data set's names would mislead
+        names = tuple(f"class {i}" for i in range(cfg.MODEL.NUM_CLASSES))
+    how = (cfg.PICTURE.DISCARD_RATIO, cfg.PICTURE.LAYER)
+    images, pixels = shown.inputs.to(studio.device), Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
+    image = gradient_sheet(studio.model, images, pixels, cfg.PICTURE.CLASS, *how, names.__getitem__, shown.names)
+    return [("gradient", image, heat_caption("", *how))]

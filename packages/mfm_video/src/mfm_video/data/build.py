@@ -114,6 +114,11 @@ def eval_dataset(
     videos = videos_of(cfg, split, classes)
     if 0 < count < len(videos):
         videos = videos.subset(count / len(videos), EVAL_SEED)
+    return clips_of(cfg, videos, masks)
+
+
+def clips_of(cfg: CfgNode, videos: VideoList, masks: MaskGenerator | None = None) -> VideoDataset:
+    """The clip in the middle of each video, its middle cropped."""
     middle = view_transforms(cfg, crops=1)[0]
     return VideoDataset(
         videos, clip_spec(cfg), middle, EVAL_SEED, mask_generator=masks, train=False, opener=opener(cfg)

@@ -1,0 +1,105 @@
+"""Which files a picture run shows: a file, the files of a folder at any depth, or validation files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from mfm_core.errors import UserError
+from mfm_core.interfaces import BadFile, SampleKey
+from mfm_core.objective import EncoderModel
+from mfm_core.tasks.datasets import DataSet
+
+logger = logging.getLogger(__name__)
+Drawn = tuple[str, Any, str]
+"""Name, what to show (a PIL image, or one of `report.exhibits`) and caption, as `Task.pictures` gives them."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """inputs: (N, C, *size) as models take them. names: what to call each. classes: its class, "" where unknown."""
+
+    inputs: Tensor
+    names: list[str]
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What every picture is drawn with. classes: of the data folder; empty where there is none."""
+
+    cfg: CfgNode
+    model: EncoderModel
+    shown: Shown
+    classes: tuple[str, ...]
+    device: torch.device
+
+
+def from_path(path: str, read: Callable[[str], Tensor | BadFile], count: int) -> Shown:
+    """At most `count` of the file or the files below the folder `path`, evenly chosen by name.
+
+    read: a file as models take it, or what is wrong with it; such a file is skipped with one line in the log.
+    Raises `UserError` where nothing is left.
+    """
+    files = _files(Path(path))
+    inputs, names = [], []
+    for part in _parts(files, count):
+        for file in part:
+            found = read(str(file))
+            if isinstance(found, BadFile):
+                logger.warning("skipped %s: %s", found.path, found.reason)
+                continue
+            inputs.append(found)
+            names.append(file.name if len(files) == 1 else str(file.relative_to(path)))
+            break
+    if not inputs:
+        raise UserError(f"PICTURE.INPUT: none of the {len(files)} file(s) of {path} can be read.")
+    return Shown(torch.stack(inputs), names, [""] * len(names))
+
+
+def from_dataset(dataset: DataSet, count: int) -> Shown:
+    """At most `count` files, evenly chosen over the classes; those that cannot be read are skipped as above."""
+    inputs, names, classes = [], [], []
+    for part in _parts(range(len(dataset)), count):
+        for index in part:
+            sample = dataset[SampleKey(0, index)]
+            if not sample.views:
+                logger.warning("skipped %s: %s", sample.bad[0].path, sample.bad[0].reason)
+                continue
+            inputs.append(sample.views[0])
+            names.append(dataset.listing.paths.relative(index))
+            classes.append(dataset.listing.classes[sample.label])
+            break
+    if not inputs:
+        raise UserError("None of the validation files can be read; check them with `run_net.py doctor`.")
+    return Shown(torch.stack(inputs), names, classes)
+
+
+def _parts(things: Sequence, count: int) -> Iterator[Sequence]:
+    """`count` contiguous parts as equal as possible, in order; as many as there are things where that is less."""
+    count = min(count, len(things))
+    for i in range(count):
+        yield things[i * len(things) // count : (i + 1) * len(things) // count]
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or all files below the folder but hidden ones, sorted. Raises `UserError` where there are none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"PICTURE.INPUT: there is no file or folder {path}.")
+    found = []
+    for folder, subfolders, names in os.walk(path):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [file for name in names if not name.startswith(".") and (file := Path(folder, name)).is_file()]
+    if not found:
+        raise UserError(f"PICTURE.INPUT: the folder {path} holds no files.")
+    return sorted(found)

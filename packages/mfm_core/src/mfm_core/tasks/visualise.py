@@ -1,0 +1,135 @@
+"""TASK visualise: pictures of what a trained model sees, as PNG files and a page that shows them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+
+from mfm_core.checkpoint.init_from import init_from
+from mfm_core.checkpoint.resume import newest_checkpoint
+from mfm_core.config import pictures_of, validate
+from mfm_core.data.loader import eval_loader
+from mfm_core.data.seeding import derive_seed
+from mfm_core.engine.log import prepare_folder, setup_logging
+from mfm_core.engine.run import exit_with
+from mfm_core.errors import UserError
+from mfm_core.methods.parts import masks_from_cfg
+from mfm_core.objective import EncoderModel
+from mfm_core.parallel.world import World, choose_device
+from mfm_core.probe.features import collect_indexed
+from mfm_core.report.document import write_gallery
+from mfm_core.report.exhibits import Animation, save_gif
+from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet
+from mfm_core.report.panels import save_png
+from mfm_core.report.runs import Picture
+from mfm_core.tasks.modality import Modality
+from mfm_core.tasks.shown import Drawn, Shown, Studio, from_dataset, from_path
+
+logger = logging.getLogger(__name__)
+HEADS_NEEDED = {"reconstruction", "gradient"}
+"""Kinds that ask the head; the others ask the backbone alone."""
+
+
+def visualise(cfg: CfgNode, modality: Modality) -> int:
+    """Draws what PICTURE asks for and returns the exit code; of several processes the first does it."""
+    if int(os.environ.get("RANK", "0")):
+        return 0
+    try:
+        folder = prepare_folder(cfg.OUTPUT_DIR)
+        setup_logging(folder)
+        for warning in validate(cfg):
+            logger.warning("warning: %s", warning)
+        _draw_all(cfg, modality, folder)
+        return 0
+    except UserError as error:
+        return exit_with(error)
+
+
+def _draw_all(cfg: CfgNode, modality: Modality, folder: Path) -> None:
+    device = choose_device(cfg.DEVICE)
+    model = modality.build_model(cfg).to(device).eval()
+    path, notes = _load_weights(cfg, model, folder)
+    classes = modality.classes(cfg) if cfg.DATA.PATH_TO_DATA_DIR else ()
+    studio = Studio(cfg, model, _shown(cfg, modality, classes), classes, device)
+    painters = {"reconstruction": _reconstruction, "neighbours": _neighbours}
+    pictures = []
+    for kind in _kinds(cfg):
+        drawn = modality.draw[kind](studio) if kind in modality.draw else painters[kind](studio, modality)
+        for name, picture, caption in drawn:
+            moving = isinstance(picture, Animation)
+            file = folder / "pictures" / f"{name}.{'gif' if moving else 'png'}"
+            (save_gif if moving else save_png)(picture, file)
+            pictures.append(Picture(file, caption=caption))
+            logger.info("%s: %s", name, file)
+    source = cfg.PICTURE.INPUT or f"{cfg.DATA.PATH_TO_DATA_DIR}/val"
+    page = folder / "pictures.html"
+    write_gallery(page, f"Pictures of {path.name}", f"{path} · {len(studio.shown.names)} of {source}", notes, pictures)
+    logger.info("all of them: %s", page)
+
+
+def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[Path, list[str]]:
+    """Loads the whole model, or the backbone where that is enough; the file, and what there is to know about it."""
+    path = Path(cfg.TEST.CHECKPOINT_FILE_PATH) if cfg.TEST.CHECKPOINT_FILE_PATH else None
+    path = path or newest_checkpoint(folder / "checkpoints")
+    if path is None:
+        raise UserError(
+            f"TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR {folder} has no checkpoints; name the weights to show."
+        )
+    report = init_from(model, str(path), min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
+    lacking = report.missing + report.other_shape
+    kinds = HEADS_NEEDED & set(_kinds(cfg))
+    if lacking and kinds:
+        raise UserError(
+            f"{path} lacks {', '.join(lacking)}, which pictures of kind {' and '.join(sorted(kinds))} need; "
+            "set PICTURE.KIND to attention or neighbours, or take another checkpoint."
+        )
+    for line in [f"weights from {path}", *report.lines()]:
+        logger.info("%s", line)
+    return path, [f"Not in the checkpoint, and not needed here: {', '.join(lacking)}"] if lacking else []
+
+
+def _kinds(cfg: CfgNode) -> list[str]:
+    """As configured; "all" leaves neighbours out where there are no training images to search."""
+    kinds = pictures_of(cfg)
+    if list(cfg.PICTURE.KIND) == ["all"] and not cfg.DATA.PATH_TO_DATA_DIR:
+        kinds.remove("neighbours")
+    return kinds
+
+
+def _shown(cfg: CfgNode, modality: Modality, classes: tuple[str, ...]) -> Shown:
+    if cfg.PICTURE.INPUT:
+        return from_path(cfg.PICTURE.INPUT, partial(modality.read, cfg), cfg.PICTURE.NUM_IMAGES)
+    return from_dataset(modality.eval_set(cfg, "val", classes), cfg.PICTURE.NUM_IMAGES)
+
+
+def _reconstruction(studio: Studio, modality: Modality) -> list[Drawn]:
+    """What pre-training predicts."""
+    cfg, model, inputs = studio.cfg, studio.model, studio.shown.inputs
+    draw = masks_from_cfg(cfg, model.backbone.grid)
+    seeds = [derive_seed(cfg.PICTURE.SEED, "picture", i) for i in range(len(inputs))]
+    masks = torch.stack([draw(torch.Generator().manual_seed(s), one) for s, one in zip(seeds, inputs)])
+    inputs = inputs.to(studio.device)
+    with torch.inference_mode():
+        output = model(inputs, masks.to(studio.device))
+        return modality.reconstruct(cfg, model, inputs, output, studio.shown.names)
+
+
+def _neighbours(studio: Studio, modality: Modality) -> list[Drawn]:
+    """Nearest training files in feature space."""
+    cfg, shown, device = studio.cfg, studio.shown, studio.device
+    dataset = modality.eval_set(cfg, "train", studio.classes, cfg.KNN.NUM_TRAIN)
+    bank, _, index = collect_indexed(studio.model.features, eval_loader(cfg, dataset, World(device=device)), device)
+    with torch.inference_mode():
+        queries = studio.model.features(shown.inputs.to(device)).cpu()
+    similarity, rows = nearest(queries, bank, cfg.PICTURE.NUM_NEIGHBOURS)
+    stills = partial(modality.stills, cfg)
+    found = find_neighbours(dataset, index[rows], similarity, stills)
+    names = [name or file for name, file in zip(shown.classes, shown.names)]
+    known = "; framed where of the query's class" if any(shown.classes) else ""
+    caption = f"nearest of {len(index):,} training {modality.noun} with their cosine similarity{known}"
+    return [("neighbours", neighbours_sheet(stills(shown.inputs), names, found), caption)]

@@ -1,1 +1,0 @@
-"""What can be done with images: pre-training, fine-tuning, linear probing, k-NN, pictures."""
