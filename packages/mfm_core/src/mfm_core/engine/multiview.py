@@ -27,7 +27,8 @@ class VideoScores:
     """What the views of all videos say together, on CPU and the same on all ranks.
 
     scores: (videos, classes) float32, the sum (or the largest) of class probabilities over the views that came; zeros
-    where none did. labels: (videos,) int64, -1 where no view came or there is no label. views: (videos,) int64, how many came.
+    where none did. labels: (videos,) int64, -1 where no view came or there is no label. views: (videos,) int64, how
+    many came.
     """
 
     scores: Tensor
