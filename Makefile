@@ -10,7 +10,7 @@ SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
 help:
 	@echo "make demo           make the demo data, pre-train, fine-tune, write the report (about 5 minutes on 2 cores)"
 	@echo "make test           all tests"
-	@echo "make test-packages  installs core + image alone in an environment of their own and runs the image tests there"
+	@echo "make test-packages  installs core + image, and core + video, alone in environments of their own and runs their tests there"
 	@echo "make lint           ruff"
 	@echo "make setup          only make $(VENV)"
 
@@ -19,7 +19,7 @@ setup: $(VENV)/ready
 $(VENV)/ready: $(SETTINGS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "Python 3.10 or newer is needed; set PYTHON=python3.x" && false)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(addprefix -e ,$(PACKAGES)) pytest ruff
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(addprefix -e ,$(PACKAGES)) pytest pytest-xdist ruff
 	@touch $@
 
 demo: setup
@@ -31,10 +31,10 @@ demo: setup
 	@echo "Open runs/demo/report.html"
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-# A second environment with core and image alone: neither decord nor pytorchvideo, nor anything else that was
-# installed beside them. It sees the large torch wheels of the first through a path file, to save their download.
+# Environments with core and one modality alone: nothing else that was installed beside them. They see the large torch
+# wheels of the first through links, to save their download.
 test-packages: setup
 	$(PYTHON) tools/test_packages.py --torch-from $(BIN)/python
 
@@ -42,4 +42,4 @@ lint: setup
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) .venv-image runs data/demo packages/*/build packages/*/src/*.egg-info
+	rm -rf $(VENV) .venv-image .venv-video runs data/demo packages/*/build packages/*/src/*.egg-info

@@ -15,14 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+OWN = Path(__file__).parent / "golden"
+
 
 def golden_dir() -> Path:
     """The folder of all cases."""
-    return Path(os.environ.get("MFM_GOLDEN_DIR") or Path(__file__).parent / "golden")
+    return Path(os.environ.get("MFM_GOLDEN_DIR") or OWN)
 
 
 def cases(kind: str) -> list[Path]:
-    """The folders of a kind, "project/case"; "pyslowfast/hog" finds hog, hog_2, and what calls itself hog."""
+    """The folders of a kind, "project/case"; "pyslowfast/hog" finds hog, hog_2, and what calls itself hog.
+
+    Raises LookupError where our own folder has none: a test over no cases would pass without a word.
+    """
     project, name = kind.split("/")
     found, root = [], golden_dir()
     for path in sorted(root.rglob("case.json")):
@@ -32,6 +37,8 @@ def cases(kind: str) -> list[Path]:
             called == name or re.fullmatch(rf"{name}([-_.]?\d+)?", folder.name)
         ):
             found.append(folder)
+    if not found and root == OWN:
+        raise LookupError(f"{OWN} has no case {kind}")
     return found
 
 

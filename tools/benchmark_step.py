@@ -29,13 +29,13 @@ from mfm_core.engine.precision import DTYPES as ROUNDED
 from mfm_core.engine.precision import autocast_factory, computes_bf16
 from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.interfaces import Batch
+from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import Pretraining
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel.strategies import Single
 from mfm_core.parallel.world import World
-from mfm_image.methods.parts import masks_from_cfg
+from mfm_core.tasks.pretrain import PretrainTask
 from mfm_image.models import build_model, example_input
-from mfm_image.tasks.pretrain import PretrainTask
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MASKFEAT = CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml"

@@ -1,9 +1,10 @@
-"""Installs core + image by themselves in a fresh environment and runs the image tests there.
+"""Installs core + image, then core + video, each in a fresh environment, and runs the modality's tests there.
 
-    python tools/test_packages.py --torch-from .venv/bin/python
+    python tools/test_packages.py --torch-from .venv/bin/python [--only image]
 
 The environment holds what `pip install packages/mfm_core packages/mfm_image` brings and pytest, nothing else; in
-particular no video packages. The torch wheels, gigabytes, are linked from another environment instead of downloaded.
+particular nothing of the other modality. The torch wheels, gigabytes, are linked from another environment instead of
+downloaded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = ("torch", "torchvision", "triton", "nvidia-", "cuda-", "sympy", "mpmath", "networkx")
 """Distributions (or beginnings of their names) that are linked."""
-ABSENT = ("decord", "av", "pytorchvideo", "mfm_video")
+ABSENT = {"image": ("decord", "av", "pytorchvideo", "mfm_video"), "video": ("mfm_image",)}
+"""What must not be there when a modality is tested alone."""
 LIST_FILES = """
 import importlib.metadata as metadata, json, sys
 found = {}
@@ -43,23 +45,31 @@ def link_torch(source: Path, environment: Path) -> None:
             os.symlink(Path(path).resolve(), packages / name)
 
 
+def run_alone(modality: str, torch_from: Path) -> int:
+    """The exit code of the modality's tests, or 1 where a package that must be absent can be imported."""
+    environment = REPOSITORY / f".venv-{modality}"
+    subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
+    link_torch(torch_from.absolute(), environment)
+    python = environment / "bin" / "python"
+    packages = [REPOSITORY / "packages" / name for name in ("mfm_core", f"mfm_{modality}")]
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", REPOSITORY / "constraints.txt"]
+    subprocess.run([python, *install, *packages, "pytest", "pytest-xdist"], check=True)
+    absent = ABSENT[modality]
+    check = f"import importlib.util as u, sys; sys.exit(any(u.find_spec(n) for n in {absent}))"
+    if subprocess.run([python, "-c", check]).returncode:
+        print(f"{environment} has one of {', '.join(absent)}: the test would prove nothing", file=sys.stderr)
+        return 1
+    return subprocess.run([python, "-m", "pytest", "-n", "auto", f"tests/{modality}"], cwd=REPOSITORY).returncode
+
+
 def main() -> int:
-    """Returns the exit code of the tests, or 1 where a package that must be absent can be imported."""
+    """Returns the first exit code that is not 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-from", type=Path, required=True, help="an interpreter that has torch")
-    parser.add_argument("--env", type=Path, default=REPOSITORY / ".venv-image", help="the environment to make")
+    parser.add_argument("--only", choices=ABSENT, nargs="+", default=list(ABSENT), help="which modalities")
     options = parser.parse_args()
-    subprocess.run([sys.executable, "-m", "venv", "--clear", options.env], check=True)
-    link_torch(options.torch_from.absolute(), options.env)
-    python = options.env / "bin" / "python"
-    packages = [REPOSITORY / "packages" / name for name in ("mfm_core", "mfm_image")]
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", REPOSITORY / "constraints.txt"]
-    subprocess.run([python, *install, *packages, "pytest"], check=True)
-    check = f"import importlib.util as u, sys; sys.exit(any(u.find_spec(n) for n in {ABSENT}))"
-    if subprocess.run([python, "-c", check]).returncode:
-        print(f"{options.env} has one of {', '.join(ABSENT)}: the test would prove nothing", file=sys.stderr)
-        return 1
-    return subprocess.run([python, "-m", "pytest", "tests/image"], cwd=REPOSITORY).returncode
+    codes = (run_alone(modality, options.torch_from) for modality in options.only)
+    return next(filter(None, codes), 0)
 
 
 if __name__ == "__main__":

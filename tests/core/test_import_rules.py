@@ -20,7 +20,8 @@ FLOORS = (
         *("errors",),
     ),
     ("targets", "masking", "heads", "config", "checkpoint", "report"),
-    ("engine", "objective"),
+    ("engine", "objective", "methods", "models"),
+    ("tasks",),
 )
 """Rooms of mfm_core from the lowest floor up; the modalities stand above all."""
 MODEL_ROOMS = {"nn", "heads", "objective", "targets", "masking", "corruption", "losses"}

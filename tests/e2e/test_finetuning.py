@@ -10,8 +10,8 @@ import torch
 from tiny_runs import assert_same, last_state, tiny_config
 
 from mfm_core.data.loader import Loader
+from mfm_core.tasks import finetune
 from mfm_image.entry import main
-from mfm_image.tasks import finetune
 
 STEPS = 3
 

@@ -12,9 +12,9 @@ from paths import CONFIGS
 
 from mfm_core.config import flatten, load_config, validate
 from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES, plan_run
+from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.optim.build import build_optimizer, set_lr
 from mfm_image.data.build import train_transform
-from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model
 
 FILES = sorted(

@@ -14,10 +14,10 @@ from torch import nn
 from mfm_core.config import get_cfg
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
+from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.nn.attention import Attention, KeylessBiasAttention
 from mfm_core.optim.build import build_optimizer, set_lr
 from mfm_core.targets.pixel import PixelTarget
-from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model
 
 CURVES = json.loads((Path(__file__).parent / "loss_curves.json").read_text())

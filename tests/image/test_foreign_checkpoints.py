@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from classifiers import resnet_classifier, vit_classifier
 from safetensors.torch import save_file
 from torch import nn
 
 from mfm_core.checkpoint.init_from import init_from
-from mfm_core.config import get_cfg
 from mfm_core.errors import UserError
 from mfm_image.models import build_model
 
@@ -18,25 +18,11 @@ CLASSES = 5
 
 
 def vit_config(size: str, side: int = 64, patch: int = 16, mean_pooling: bool = False, cls_token: bool = True):
-    cfg = get_cfg()
-    cfg.TASK, cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH = "finetune", "", "vit"
-    cfg.TRAIN.DATASET = cfg.TEST.DATASET = "imagenet"
-    cfg.DATA.TRAIN_CROP_SIZE = cfg.DATA.TEST_CROP_SIZE = side
-    cfg.MODEL.NUM_CLASSES, cfg.MODEL.DROPOUT_RATE = CLASSES, 0.0
-    cfg.MVIT.PATCH_2D, cfg.MVIT.PATCH_PADDING = True, [0, 0]
-    cfg.MVIT.PATCH_KERNEL = cfg.MVIT.PATCH_STRIDE = [patch, patch]
-    cfg.MVIT.SIZE, cfg.MVIT.DROPPATH_RATE = size, 0.0
-    cfg.MVIT.USE_MEAN_POOLING, cfg.MVIT.CLS_EMBED_ON = mean_pooling, cls_token
-    return cfg
+    return vit_classifier(side, patch, CLASSES, SIZE=size, USE_MEAN_POOLING=mean_pooling, CLS_EMBED_ON=cls_token)
 
 
 def resnet_config(depth: int = 50, side: int = 64):
-    cfg = get_cfg()
-    cfg.TASK, cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH = "finetune", "", "resnet"
-    cfg.TRAIN.DATASET = cfg.TEST.DATASET = "imagenet"
-    cfg.DATA.TRAIN_CROP_SIZE = cfg.DATA.TEST_CROP_SIZE = side
-    cfg.MODEL.NUM_CLASSES, cfg.MODEL.DROPOUT_RATE, cfg.RESNET.DEPTH = CLASSES, 0.0, depth
-    return cfg
+    return resnet_classifier(depth, side, CLASSES)
 
 
 def stirred(model: nn.Module) -> nn.Module:

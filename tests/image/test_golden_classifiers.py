@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from classifiers import vit_classifier
 from golden_cases import cases, load_case
 from torch import Tensor
 
 from mfm_core.checkpoint.init_from import InitReport, init_from
-from mfm_core.config import get_cfg
 from mfm_core.errors import UserError
 from mfm_core.losses.classification import soft_cross_entropy
 from mfm_core.objective import Classifier, MaskedPrediction
@@ -18,17 +18,8 @@ from mfm_image.models import build_model
 
 
 def config_of(size: int, width: int, depth: int, heads: int, mlp_ratio: float, classes: int, patch: int = 16):
-    """A ViT classifier's configuration, without dropout."""
-    cfg = get_cfg()
-    cfg.TASK, cfg.MODEL.MODEL_NAME, cfg.MODEL.ARCH = "finetune", "", "vit"
-    cfg.TRAIN.DATASET = cfg.TEST.DATASET = "imagenet"
-    cfg.DATA.TRAIN_CROP_SIZE = cfg.DATA.TEST_CROP_SIZE = size
-    cfg.MODEL.NUM_CLASSES, cfg.MODEL.DROPOUT_RATE = classes, 0.0
-    cfg.MVIT.PATCH_2D, cfg.MVIT.PATCH_PADDING = True, [0, 0]
-    cfg.MVIT.PATCH_KERNEL = cfg.MVIT.PATCH_STRIDE = [patch, patch]
-    cfg.MVIT.EMBED_DIM, cfg.MVIT.DEPTH, cfg.MVIT.NUM_HEADS = width, depth, heads
-    cfg.MVIT.MLP_RATIO, cfg.MVIT.DROPPATH_RATE, cfg.MVIT.HEAD_INIT_SCALE = mlp_ratio, 0.0, 0.001
-    return cfg
+    sizes = {"EMBED_DIM": width, "DEPTH": depth, "NUM_HEADS": heads, "MLP_RATIO": mlp_ratio}
+    return vit_classifier(size, patch, classes, HEAD_INIT_SCALE=0.001, **sizes)
 
 
 def plain_config(case: dict):

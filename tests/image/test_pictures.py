@@ -11,13 +11,13 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.objective import CorruptedPrediction, MaskedPrediction
 from mfm_core.report.glyphs import hog_glyphs
+from mfm_core.report.neighbours import Neighbour, nearest, neighbours_sheet
 from mfm_core.report.pixels import Pixels
 from mfm_core.report.scene import draw
 from mfm_core.report.spectrum import join_frequencies
 from mfm_core.targets.hog import HOGTarget
 from mfm_core.targets.pixel import PixelTarget
 from mfm_core.targets.spectrum import SpectrumTarget
-from mfm_image.pictures.neighbours import Neighbour, nearest, neighbours_sheet
 from mfm_image.pictures.reconstruction import reconstruction_sheet, scene_of
 
 SIDE, PATCH, GRID = 32, 8, (4, 4)

@@ -9,10 +9,10 @@ from paths import CONFIGS
 
 from mfm_core.config import load_config, plan_run
 from mfm_core.engine.dry_run import describe_run
+from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.optim.build import build_optimizer, set_lr
 from mfm_image.backbones import resnet
 from mfm_image.data.build import train_transform
-from mfm_image.methods.parts import masks_from_cfg
 from mfm_image.models import build_model, example_input
 
 FOLDER = CONFIGS / "mfm"

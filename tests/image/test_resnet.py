@@ -12,12 +12,12 @@ from mfm_core.config import load_config
 from mfm_core.engine.guard import RunningStatistics
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
+from mfm_core.methods.parts import check_patches
 from mfm_core.objective import Classifier
 from mfm_core.optim.groups import parameter_groups
 from mfm_core.parallel.world import World
 from mfm_image.backbones import resnet
 from mfm_image.backbones.resnet import ResNet
-from mfm_image.methods.parts import check_patches
 from mfm_image.models import build_model
 
 NARROW = {"layers": (2, 1, 1, 1), "stem": 4, "planes": (2, 3, 4, 6)}

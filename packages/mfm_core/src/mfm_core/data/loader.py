@@ -8,10 +8,16 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from mfm_core.data.sampler import EvalSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch, Sample, SampleKey
+from mfm_core.parallel.world import World
+
+EVAL_WORKERS = 4
+"""At most; they stay alive beside those of training."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -144,3 +150,11 @@ def _worker_death(error: RuntimeError, num_workers: int) -> UserError:
         f"a data loading process died ({what}); most often memory or shared memory (/dev/shm) ran out: "
         f"lower DATA_LOADER.NUM_WORKERS (now {num_workers}) or TRAIN.BATCH_SIZE"
     )
+
+
+def eval_loader(cfg: CfgNode, dataset: Dataset, world: World) -> Loader:
+    """This process's share of `dataset`, each file once over all; TEST.BATCH_SIZE of them per machine at a time."""
+    batch_size = max(1, cfg.TEST.BATCH_SIZE * world.num_shards // world.size)
+    sampler = EvalSampler(len(dataset), batch_size, world.rank, world.size)
+    pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
+    return build_loader(dataset, sampler, min(cfg.DATA_LOADER.NUM_WORKERS, EVAL_WORKERS), pin_memory)

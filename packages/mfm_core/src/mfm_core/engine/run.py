@@ -212,7 +212,10 @@ def _evaluate_only(
     epoch, step = (0, 0) if never_trains else (plan.epochs, plan.total_steps)
     log = RunLog(folder if world.is_main else None, first_step=step)
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()])
-    values = task.evaluate(task.model.to(world.device).eval(), epoch, last=True)
+    model = task.model.to(world.device).eval()
+    values = task.evaluate(model, epoch, last=True)
+    for name, image, caption in task.pictures(model, epoch, last=True):
+        log.picture(name, image, caption, epoch, step)
     for loader in task.eval_loaders():
         met = {file.path: file for files in world.gather(list(loader.bad.values())) for file in files}
         log.bad_files(list(met.values()), epoch)
@@ -231,7 +234,11 @@ def _newest_checkpoint(folder: Path, plan: RunPlan) -> str:
             "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
         )
     # names tell the order of epochs and steps to the plan that made them, which an evaluating task does not know
-    return str(paths[0] if plan.task not in UNTRAINED_TASKS else max(paths, key=lambda path: path.stat().st_mtime_ns))
+    return str(
+        paths[0]
+        if plan.files and plan.task not in UNTRAINED_TASKS
+        else max(paths, key=lambda path: path.stat().st_mtime_ns)
+    )
 
 
 def _plain(node: CfgNode) -> dict:

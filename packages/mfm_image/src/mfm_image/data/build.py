@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.data.loader import Loader, build_loader
-from mfm_core.data.sampler import EvalSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
-from mfm_core.parallel.world import World
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.data.folder import ImageFolder
 from mfm_image.data.transforms import EvalTransform, PaddedTransform, TrainTransform
 
 EVAL_SEED = 0
 """Which images and masks look after a run does not depend on its seed, so that runs can be compared."""
-EVAL_WORKERS = 4
-"""At most; they stay alive beside those of training."""
 
 
 def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
@@ -54,7 +50,7 @@ def eval_transform(cfg: CfgNode, short_side: int = 0) -> EvalTransform:
     )
 
 
-def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fraction: float = 1.0) -> ImageDataset:
+def train_dataset(cfg: CfgNode, masks: MaskGenerator | None = None, fraction: float = 1.0) -> ImageDataset:
     """The augmented training images; `fraction` of the labels of each class."""
     folder = ImageFolder(data_root(cfg), "train", fraction=fraction, seed=cfg.RNG_SEED)
     return ImageDataset(
@@ -62,7 +58,7 @@ def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fra
         train_transform(cfg),
         cfg.RNG_SEED,
         num_samples=cfg.AUG.NUM_SAMPLE,
-        mask_generator=mask_generator,
+        mask_generator=masks,
         first_view=train_transform(cfg, erase=False) if cfg.AUG.RE_SPLIT and cfg.AUG.NUM_SAMPLE > 1 else None,
     )
 
@@ -70,28 +66,20 @@ def train_dataset(cfg: CfgNode, mask_generator: MaskGenerator | None = None, fra
 def eval_dataset(
     cfg: CfgNode,
     split: str,
-    classes: tuple[str, ...],
-    images: int = 0,
-    mask_generator: MaskGenerator | None = None,
+    classes: Sequence[str],
+    count: int = 0,
+    masks: MaskGenerator | None = None,
 ) -> ImageDataset:
-    """Images of `split` without augmentation; `images` of them, at least one of each class, 0 for all."""
+    """Images of `split` without augmentation; `count` of them, at least one of each class, 0 for all."""
     folder = ImageFolder(data_root(cfg), split, classes=classes)
-    if 0 < images < len(folder):
-        folder = folder.subset(images / len(folder), EVAL_SEED)
-    return ImageDataset(folder, eval_transform(cfg), EVAL_SEED, mask_generator=mask_generator, train=False)
+    if 0 < count < len(folder):
+        folder = folder.subset(count / len(folder), EVAL_SEED)
+    return ImageDataset(folder, eval_transform(cfg), EVAL_SEED, mask_generator=masks, train=False)
 
 
 def resized(cfg: CfgNode, dataset: ImageDataset, short_side: int) -> ImageDataset:
     """The same images of evaluation, resized to another short side."""
-    return ImageDataset(dataset.folder, eval_transform(cfg, short_side), dataset.seed, train=False)
-
-
-def eval_loader(cfg: CfgNode, dataset: ImageDataset, world: World) -> Loader:
-    """This process's share of `dataset`, each image once over all; TEST.BATCH_SIZE images per machine at a time."""
-    batch_size = max(1, cfg.TEST.BATCH_SIZE * world.num_shards // world.size)
-    sampler = EvalSampler(len(dataset), batch_size, world.rank, world.size)
-    pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
-    return build_loader(dataset, sampler, min(cfg.DATA_LOADER.NUM_WORKERS, EVAL_WORKERS), pin_memory)
+    return ImageDataset(dataset.listing, eval_transform(cfg, short_side), dataset.seed, train=False)
 
 
 def data_root(cfg: CfgNode) -> str:

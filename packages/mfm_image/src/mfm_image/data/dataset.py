@@ -47,12 +47,12 @@ class ImageDataset(Dataset):
         train: bool = True,
         first_view: Transform | None = None,
     ) -> None:
-        self.folder, self.transform, self.seed = folder, transform, seed
+        self.listing, self.transform, self.seed = folder, transform, seed
         self.first_view = first_view or transform
         self.num_samples, self.mask_generator, self.train = num_samples, mask_generator, train
 
     def __len__(self) -> int:
-        return len(self.folder)
+        return len(self.listing)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Raises `UserError` where `MAX_REPLACEMENTS` files after each other cannot be read."""
@@ -67,9 +67,9 @@ class ImageDataset(Dataset):
             except UnreadableImage as error:
                 bad.append(BadFile(error.path, error.reason))
                 continue
-            return Sample(index, views, int(self.folder.labels[index]), masks, bad)
+            return Sample(index, views, int(self.listing.labels[index]), masks, bad)
         raise UserError(
-            f"the folder {self.folder.folder} is full of unreadable files: {len(bad)} of {len(bad)} tried, "
+            f"the folder {self.listing.origin} is full of unreadable files: {len(bad)} of {len(bad)} tried, "
             f"last {bad[-1].path} ({bad[-1].reason}); check it with `python tools/run_net.py doctor`"
         )
 
@@ -80,7 +80,7 @@ class ImageDataset(Dataset):
         return derive_seed(self.seed, "replacement", *key.stream) % len(self)
 
     def _evaluation_sample(self, key: SampleKey) -> Sample:
-        label = int(self.folder.labels[key.index])
+        label = int(self.listing.labels[key.index])
         try:
             views, masks = self._views(key.index, self._stream(SampleKey(epoch=0, index=key.index)))
         except UnreadableImage as error:
@@ -93,7 +93,7 @@ class ImageDataset(Dataset):
 
     def _views(self, index: int, streams: list[tuple[int | str, ...]]) -> tuple[list[Tensor], list[Tensor]]:
         """Decodes file `index` and makes one view, and one mask if any are made, per stream."""
-        with ImageReader(self.folder.paths[index]) as image:
+        with ImageReader(self.listing.paths[index]) as image:
             crops = [
                 self.transform.plan(image.height, image.width, random.Random(derive_seed(*name, "crop")))
                 for name in streams

@@ -63,6 +63,7 @@ class ImageFolder:
         if not 0 < fraction <= 1:
             raise UserError(f"the fraction of labels must be in (0, 1], not {fraction}")
         self.folder = split_folder(root, split)
+        self.origin = str(self.folder)
         found = class_names(self.folder)
         self.classes = tuple(classes) if classes is not None else tuple(found)
         _require_known(found, self.classes, self.folder)

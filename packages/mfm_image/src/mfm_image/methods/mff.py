@@ -5,10 +5,10 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 
 from mfm_core.errors import UserError
+from mfm_core.methods.mae import autoencoder_from_cfg
+from mfm_core.methods.parts import METHODS, backbone_from_cfg
 from mfm_core.objective import MaskedAutoencoder
 from mfm_image.fusion import LayerFusion
-from mfm_image.methods.mae import autoencoder_from_cfg
-from mfm_image.methods.parts import METHODS, backbone_from_cfg
 
 
 @METHODS.register("mff")

@@ -16,10 +16,7 @@ from mfm_core.corruption.noise import NoiseDraws
 from mfm_core.heads.linear import SeparateHeads
 from mfm_core.interfaces import Grid
 from mfm_core.masking.frequency import FrequencyMask
-from mfm_core.nn.init import init_beit
-from mfm_core.objective import CorruptedPrediction
-from mfm_core.registry import Registry
-from mfm_image.methods.parts import (
+from mfm_core.methods.parts import (
     MASKS,
     METHODS,
     backbone_from_cfg,
@@ -27,6 +24,9 @@ from mfm_image.methods.parts import (
     loss_from_cfg,
     target_from_cfg,
 )
+from mfm_core.nn.init import init_beit
+from mfm_core.objective import CorruptedPrediction
+from mfm_core.registry import Registry
 
 CORRUPTIONS = Registry("corruption of whole images", key="MFM.CORRUPTION")
 """Name -> (configuration) -> module (images, what was drawn) -> images. `MASKS` has what draws, by the same names."""

@@ -63,8 +63,8 @@ def from_dataset(dataset: ImageDataset, count: int) -> Shown:
                 logger.warning("skipped %s: %s", sample.bad[0].path, sample.bad[0].reason)
                 continue
             images.append(sample.views[0])
-            names.append(dataset.folder.paths.relative(index))
-            classes.append(dataset.folder.classes[sample.label])
+            names.append(dataset.listing.paths.relative(index))
+            classes.append(dataset.listing.classes[sample.label])
             break
     if not images:
         raise UserError("None of the validation images can be read; check them with `run_net.py doctor`.")

@@ -15,24 +15,25 @@ from PIL import Image
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_core.config import pictures_of, validate
+from mfm_core.data.loader import eval_loader
 from mfm_core.data.seeding import derive_seed
 from mfm_core.engine.log import prepare_folder, setup_logging
 from mfm_core.engine.run import exit_with
 from mfm_core.errors import UserError
+from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import EncoderModel
 from mfm_core.parallel.world import World, choose_device
 from mfm_core.probe.features import collect_indexed
 from mfm_core.report.document import write_gallery
+from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet
 from mfm_core.report.panels import save_png
 from mfm_core.report.pixels import Pixels
 from mfm_core.report.runs import Picture
-from mfm_image.data.build import data_root, eval_dataset, eval_loader, eval_transform
-from mfm_image.data.folder import class_names, split_folder
-from mfm_image.methods.parts import masks_from_cfg
+from mfm_image.data.build import data_root, eval_dataset, eval_transform
+from mfm_image.modality import classes
 from mfm_image.models import build_model
 from mfm_image.pictures.attention import attention_sheet, gradient_sheet, heat_caption
 from mfm_image.pictures.inputs import Shown, from_dataset, from_path
-from mfm_image.pictures.neighbours import find_neighbours, nearest, neighbours_sheet
 from mfm_image.pictures.reconstruction import reconstruction_sheet
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _kinds(cfg: CfgNode) -> list[str]:
 def _classes(cfg: CfgNode) -> tuple[str, ...]:
     if not cfg.DATA.PATH_TO_DATA_DIR:
         return ()
-    return tuple(class_names(split_folder(cfg.DATA.PATH_TO_DATA_DIR, "train")))
+    return classes(cfg)
 
 
 def _shown(cfg: CfgNode) -> Shown:

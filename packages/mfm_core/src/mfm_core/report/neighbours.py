@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,6 @@ from torch.nn import functional as F
 from mfm_core.errors import UserError
 from mfm_core.interfaces import SampleKey
 from mfm_core.report.panels import sheet
-from mfm_core.report.pixels import Pixels
-from mfm_image.data.dataset import ImageDataset
 
 _SAME = np.array([52, 158, 90], dtype=np.uint8)
 """Frame of a neighbour of the query's class: a green that reads on light and dark."""
@@ -42,13 +41,15 @@ def nearest(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return tuple(similarity.topk(count, dim=1))
 
 
-def find_neighbours(dataset: ImageDataset, index: Tensor, similarity: Tensor, pixels: Pixels) -> list[list[Neighbour]]:
-    """The neighbours at `index` (N, count) of `dataset`, read again."""
-    folder = dataset.folder
+def find_neighbours(
+    dataset: Any, index: Tensor, similarity: Tensor, stills: Callable[[Tensor], list[np.ndarray]]
+) -> list[list[Neighbour]]:
+    """The neighbours at `index` (N, count) of `dataset`, read again; `stills` makes (H, W, 3) uint8 of a batch."""
+    listing = dataset.listing
 
     def neighbour(i: int, cosine: float) -> Neighbour:
         view = torch.stack(dataset[SampleKey(0, i)].views)
-        return Neighbour(pixels(view)[0], folder.classes[int(folder.labels[i])], cosine)
+        return Neighbour(stills(view)[0], listing.classes[int(listing.labels[i])], cosine)
 
     return [list(map(neighbour, *row)) for row in zip(index.tolist(), similarity.tolist())]
 

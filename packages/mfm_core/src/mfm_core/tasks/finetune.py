@@ -1,4 +1,4 @@
-"""Fine-tuning a classifier on an image folder (or training it from scratch)."""
+"""Fine-tuning a classifier (or training it from scratch)."""
 
 from __future__ import annotations
 
@@ -6,37 +6,32 @@ from dataclasses import replace
 
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
-from PIL import Image
 from torch import Tensor, nn
 
-from mfm_core.config.plan import arch_of
-from mfm_core.data.loader import Loader
+from mfm_core.data.loader import Loader, eval_loader
 from mfm_core.data.mixing import Mixer
 from mfm_core.engine.evaluate import evaluate_classifier
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
-from mfm_core.monitor.settings import setting_name
 from mfm_core.parallel.world import World
-from mfm_core.report.pixels import Pixels
-from mfm_image.data.build import eval_loader, resized
-from mfm_image.pictures.attention import attention_sheet, heat_caption
-from mfm_image.pictures.inputs import from_dataset
-from mfm_image.tasks.classification import ClassificationTask
-from mfm_image.tasks.periods import is_due
+from mfm_core.tasks.classification import ClassificationTask
+from mfm_core.tasks.modality import DataSet, Drawn, Modality
+from mfm_core.tasks.periods import is_due
 
 
 class FinetuneTask(ClassificationTask):
     """Classification with the loss that MODEL.LOSS_FUNC names, of hard, smoothed or mixed labels."""
 
-    def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
-        super().__init__(cfg, world, precision)
+    def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
+        super().__init__(cfg, world, precision, modality)
         self.criterion = CLASS_LOSSES.get(cfg.MODEL.LOSS_FUNC)
         self.mixer = mixer_from_cfg(cfg, world)
         self.smoothing = smoothing_of(cfg)
+        self._finished: list[Drawn] = []
 
     def prepare(self, batch: Batch) -> Batch:
-        """Mixes images and labels and smooths labels, where MIXUP says so; labels are then (B, classes)."""
+        """Mixes inputs and labels and smooths labels, where MIXUP says so; labels are then (B, classes)."""
         if self.mixer is None and self.smoothing == 0:
             return batch
         inputs, target = batch.inputs, F.one_hot(batch.labels, self.cfg.MODEL.NUM_CLASSES).float()
@@ -46,47 +41,36 @@ class FinetuneTask(ClassificationTask):
         return replace(batch, inputs=inputs, labels=target)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean over the images."""
+        """The mean over the inputs."""
         return self.criterion(model(batch.inputs), batch.labels)
 
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
-        """top1, top5 and val_loss on the validation images, where TRAIN.EVAL_PERIOD says so.
+        """top1, top5 and val_loss on the validation files, where TRAIN.EVAL_PERIOD says so.
 
-        Where TEST.RESIZE_SIZES has several sizes, the first is the one that counts; after the last epoch, and when
-        testing, top1/resize_SIZE and top5/resize_SIZE of each follow.
+        After the last epoch, and when testing, what the modality measures at the end follows (images: accuracy at each
+        of TEST.RESIZE_SIZES).
         """
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
-        values = self._accuracy(model, self.val_loader)
-        sizes = self.cfg.TEST.RESIZE_SIZES
-        if last and len(sizes) > 1:
-            values |= self._at_sizes(model, sizes, values)
+        values = self._accuracy(model, self.val_loader) if self.val_loader else {}
+        if last:
+            found, self._finished = self.modality.finish(self, model, values)
+            values |= found
         return values
 
-    def _at_sizes(self, model: nn.Module, sizes: list[int], first: dict[str, float]) -> dict[str, float]:
-        """Accuracy with the short side resized to each of `sizes`; that of the first is known."""
-        found = {}
-        for size in sizes:
-            at = first
-            if size != sizes[0]:
-                dataset = resized(self.cfg, self.val_loader.dataset, size)
-                at = self._accuracy(model, eval_loader(self.cfg, dataset, self.world))
-            found |= {setting_name(top, "resize", size): at[top] for top in ("top1", "top5")}
-        return found
+    def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
+        """What `evaluate_classifier` gives for a data set."""
+        return self._accuracy(model, eval_loader(self.cfg, dataset, self.world))
 
     def _accuracy(self, model: nn.Module, loader: Loader) -> dict[str, float]:
         return evaluate_classifier(model, loader, self.world, self.autocast, self.criterion)
 
-    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[tuple[str, Image.Image, str]]:
-        """At the end, where a ViT looks in a few validation images."""
-        count, keys = self.cfg.MONITOR.NUM_PICTURES, self.cfg.PICTURE
-        if not last or not count or not self.world.is_main or arch_of(self.cfg) != "vit":
+    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
+        """At the end, what the modality shows of its test and of a few validation files."""
+        if not last or not self.cfg.MONITOR.NUM_PICTURES or not self.world.is_main:
             return []
-        shown = from_dataset(self.val_loader.dataset, count)
-        how = (keys.HEAD_FUSION, keys.DISCARD_RATIO, keys.LAYER)
-        pixels = Pixels(self.cfg.DATA.MEAN, self.cfg.DATA.STD)
-        sheet = attention_sheet(model, shown.images.to(self.world.device), pixels, *how, shown.classes)
-        return [("attention", sheet, f"attention rollout after {epoch} epochs: {heat_caption(*how)}")]
+        drawn = [*self.modality.explain(self, model), *self._finished]
+        return [(name, picture, f"after {epoch} epochs: {caption}") for name, picture, caption in drawn]
 
 
 def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:

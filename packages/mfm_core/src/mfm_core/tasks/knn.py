@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy of a frozen encoder on an image folder (Wu et al. 2018), for a list of k at once."""
+"""k-nearest-neighbour accuracy of a frozen encoder (Wu et al. 2018), for a list of k at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from mfm_core.data.loader import Loader
+from mfm_core.data.loader import Loader, eval_loader
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.monitor.settings import setting_name
@@ -20,40 +20,42 @@ from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_core.probe.store import load_features, save_features, weights_digest
-from mfm_image.data.build import data_root, eval_dataset, eval_loader
-from mfm_image.data.folder import ImageFolder, class_names, split_folder
-from mfm_image.models import build_model, example_input
+from mfm_core.tasks.modality import Drawn, Listing, Modality
 
 logger = logging.getLogger(__name__)
 
 
 class KnnTask:
-    """Classifies the validation images by their neighbours among the training images; both seen as in evaluation.
+    """Classifies the validation files by their neighbours among the training files; both seen as in evaluation.
 
     The features go to OUTPUT_DIR/features_train.safetensors and features_val.safetensors, and come from there where
     the weights, the model, the files' names and everything else that makes them are the same.
     """
 
-    def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
-        self.cfg, self.world, self.precision = cfg, world, precision
+    def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
+        self.cfg, self.world, self.precision, self.modality = cfg, world, precision, modality
         self.autocast = autocast_factory(precision, world.device)
-        self.classes = tuple(class_names(split_folder(data_root(cfg), "train")))
-        neighbours = eval_dataset(cfg, "train", self.classes, cfg.KNN.NUM_TRAIN)
+        self.classes = modality.classes(cfg)
+        neighbours = modality.eval_set(cfg, "train", self.classes, cfg.KNN.NUM_TRAIN)
         self.files, self.k = len(neighbours), list(dict.fromkeys(cfg.KNN.K))
         if max(self.k) > self.files:
             raise UserError(
-                f"KNN.K asks for {max(self.k)} neighbours, but there are {self.files} training images; lower KNN.K"
-                + (" or raise KNN.NUM_TRAIN." if cfg.KNN.NUM_TRAIN else ".")
+                f"KNN.K asks for {max(self.k)} neighbours, but there are {self.files} training {modality.noun}; lower "
+                "KNN.K" + (" or raise KNN.NUM_TRAIN." if cfg.KNN.NUM_TRAIN else ".")
             )
-        queries = eval_dataset(cfg, "val", self.classes)
+        queries = modality.eval_set(cfg, "val", self.classes)
         self.loaders = {"train": eval_loader(cfg, neighbours, world), "val": eval_loader(cfg, queries, world)}
-        self.model: FrozenEncoder = build_model(cfg)
-        self.summary_input = example_input(cfg, self.model.backbone.grid)
+        self.model: FrozenEncoder = modality.build_model(cfg)
+        self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
         self.warnings: list[str] = []
 
     def eval_loaders(self) -> list[Loader]:
-        """Both sets of images'."""
+        """Both sets'."""
         return list(self.loaders.values())
+
+    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
+        """None: TASK visualise draws neighbours."""
+        return []
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
@@ -71,7 +73,7 @@ class KnnTask:
     def features(self, model: nn.Module, split: str, weights: str) -> tuple[Tensor, Tensor]:
         """Features (N, D) and labels (N,) of a split, on the CPU of every process; from the file where it has them."""
         path = Path(self.cfg.OUTPUT_DIR) / f"features_{split}.safetensors"
-        identity = self.identity(self.loaders[split].dataset.folder, weights)
+        identity = self.identity(self.loaders[split].dataset.listing, weights)
         saved = load_features(path, identity) if self.cfg.KNN.REUSE_FEATURES else None
         if all(self.world.gather(saved is not None)):
             logger.info("features of %s: %d read from %s", split, len(saved[0]), path)
@@ -82,17 +84,17 @@ class KnnTask:
             logger.info("features of %s: %d saved in %s", split, len(found[0]), path)
         return found
 
-    def identity(self, folder: ImageFolder, weights: str) -> dict[str, Any]:
-        """Everything that the features of `folder` depend on; not what its files contain."""
+    def identity(self, listing: Listing, weights: str) -> dict[str, Any]:
+        """Everything that the features of `listing` depend on; not what its files contain."""
         cfg = self.cfg
-        names = "\0".join(folder.paths.relative(i) for i in range(len(folder)))
+        names = "\0".join(listing.paths.relative(i) for i in range(len(listing.paths)))
         return {
             "weights": weights,
-            "folder": str(folder.folder.resolve()),
-            "files": len(folder),
+            "folder": str(Path(listing.origin).resolve()),
+            "files": len(listing.paths),
             "names": hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
             "classes": list(self.classes),
-            "crop": [cfg.DATA.TEST_CROP_SIZE, cfg.DATA.IN_VAL_CROP_RATIO, cfg.DATA.TEST_INTERPOLATION],
+            "seen": self.modality.seen_as(cfg),
             "normalisation": [list(cfg.DATA.MEAN), list(cfg.DATA.STD)],
             "read-out": cfg.KNN.FEATURES,
             "model": {"MODEL.ARCH": cfg.MODEL.ARCH, "MVIT": dict(cfg.MVIT), "RESNET": dict(cfg.RESNET)},

@@ -12,9 +12,7 @@ from mfm_core.config import get_cfg
 from mfm_core.errors import UserError
 from mfm_core.heads.decoder import TransformerDecoder
 from mfm_core.interfaces import Backbone
-from mfm_core.nn.init import init_autoencoder
-from mfm_core.objective import MaskedAutoencoder
-from mfm_image.methods.parts import (
+from mfm_core.methods.parts import (
     METHODS,
     backbone_from_cfg,
     check_patches,
@@ -22,6 +20,8 @@ from mfm_image.methods.parts import (
     loss_from_cfg,
     target_from_cfg,
 )
+from mfm_core.nn.init import init_autoencoder
+from mfm_core.objective import MaskedAutoencoder
 
 
 @METHODS.register("mae")

@@ -1,4 +1,4 @@
-"""Linear probing of a frozen encoder on an image folder, at several learning rates in one pass."""
+"""Linear probing of a frozen encoder at several learning rates in one pass."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from mfm_core.heads.probe import FeatureNorm
 from mfm_core.interfaces import Batch
 from mfm_core.monitor.settings import setting_name
 from mfm_core.parallel.world import World
-from mfm_image.tasks.classification import ClassificationTask
-from mfm_image.tasks.periods import is_due
+from mfm_core.tasks.classification import ClassificationTask
+from mfm_core.tasks.modality import Modality
+from mfm_core.tasks.periods import is_due
 
 
 class ProbeTask(ClassificationTask):
     """Cross-entropy of linear classifiers on frozen features; they share nothing but what they read."""
 
-    def __init__(self, cfg: CfgNode, world: World, precision: str) -> None:
-        super().__init__(cfg, world, precision)
+    def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
+        super().__init__(cfg, world, precision, modality)
         if isinstance(self.model.head.batch_norm, FeatureNorm):
             self.model.head.batch_norm.sum_over_processes = world.all_sum
         self.lrs = list(cfg.PROBE.LRS) or [cfg.SOLVER.BASE_LR]
@@ -27,7 +28,7 @@ class ProbeTask(ClassificationTask):
             self.warnings.append("TRAIN.CHECKPOINT_FILE_PATH is empty: the probe reads an encoder of random weights.")
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum over the classifiers of their means over the images, so that each learns as if it were alone."""
+        """The sum over the classifiers of their means over the inputs, so that each learns as if it were alone."""
         logits = model(batch.inputs)
         labels = batch.labels.repeat(len(logits))
         return F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / len(batch)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
-from mfm_core.data.loader import Loader
+from mfm_core.data.loader import Loader, eval_loader
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator, SampleKey
 from mfm_core.monitor.features import feature_health
@@ -20,21 +20,19 @@ from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect_indexed
 from mfm_core.probe.knn import shared_knn_accuracy
-from mfm_core.report.pixels import Pixels
-from mfm_image.data.build import eval_dataset, eval_loader
-from mfm_image.data.dataset import ImageDataset
-from mfm_image.pictures.neighbours import find_neighbours, nearest, neighbours_sheet
+from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet
+from mfm_core.tasks.modality import DataSet, Modality
 
 
 class Monitor:
-    """Evaluates frozen features and masked prediction on validation images that never change."""
+    """Evaluates frozen features and masked prediction on validation files that never change."""
 
     def __init__(
         self,
-        fixed: ImageDataset,
-        neighbours: ImageDataset | None,
-        queries: ImageDataset | None,
-        loader: Callable[[ImageDataset], Loader],
+        fixed: DataSet,
+        neighbours: DataSet | None,
+        queries: DataSet | None,
+        loader: Callable[[DataSet], Loader],
         k: list[int],
         temperature: float,
         world: World,
@@ -48,7 +46,7 @@ class Monitor:
         self.query_loader = loader(queries) if queries else None
         self.loaders = [x for x in (self.fixed_loader, self.neighbour_loader, self.query_loader) if x is not None]
         self.k, self.temperature = k, temperature
-        self.num_classes = len(fixed.folder.classes)
+        self.num_classes = len(fixed.listing.classes)
         self.num_pictures, self.neighbours_shown = pictures, neighbours_shown
         self._nearest: tuple[Tensor, Tensor, Tensor] | None = None
         """Of the latest k-NN: (N,) queries to show, (N, k) their neighbours, as indices, and the similarities."""
@@ -57,21 +55,21 @@ class Monitor:
     def from_cfg(
         cls,
         cfg: CfgNode,
-        train_set: ImageDataset,
+        train_set: DataSet,
         masks: MaskGenerator,
         world: World,
         autocast: Callable[[], AbstractContextManager],
+        modality: Modality,
     ) -> Monitor | None:
-        """None where the data folder has no val/: pre-training needs none."""
-        if not (Path(cfg.DATA.PATH_TO_DATA_DIR) / "val").is_dir():
+        """None where there are no validation files: pre-training needs none."""
+        if not modality.has_val(cfg):
             return None
-        classes = train_set.folder.classes
-        knn = cfg.KNN.PERIOD > 0
-
+        classes = train_set.listing.classes
+        knn, eval_set = cfg.KNN.PERIOD > 0, modality.eval_set
         return cls(
-            fixed=eval_dataset(cfg, "val", classes, cfg.MONITOR.NUM_IMAGES, masks),
-            neighbours=eval_dataset(cfg, "train", classes, cfg.KNN.NUM_TRAIN) if knn else None,
-            queries=eval_dataset(cfg, "val", classes) if knn else None,
+            fixed=eval_set(cfg, "val", classes, cfg.MONITOR.NUM_IMAGES, masks),
+            neighbours=eval_set(cfg, "train", classes, cfg.KNN.NUM_TRAIN) if knn else None,
+            queries=eval_set(cfg, "val", classes) if knn else None,
             loader=partial(eval_loader, cfg, world=world),
             k=list(cfg.KNN.K),
             temperature=cfg.KNN.TEMPERATURE,
@@ -83,7 +81,7 @@ class Monitor:
 
     @torch.inference_mode()
     def health(self, model: Pretraining) -> dict[str, float]:
-        """val_loss under the fixed masks; feature_std and feature_rank of the unmasked images' features."""
+        """val_loss under the fixed masks; feature_std and feature_rank of the unmasked inputs' features."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for batch in self.fixed_loader:
             if len(batch):
@@ -110,23 +108,23 @@ class Monitor:
         return {"knn" if i == 0 else f"knn_{k}": found[k][0] for i, k in enumerate(self.k)}
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first readable images of evenly spaced positions: (N, 3, H, W) and their masks, on the device."""
+        """The first readable images of evenly spaced positions: (N, C, *size) and their masks, on the device."""
         step = max(1, len(self.fixed) // count)
         samples = [self.fixed[SampleKey(0, i)] for i in range(0, len(self.fixed), step)]
         samples = [sample for sample in samples if sample.views][:count]
         if not samples:
-            raise UserError("None of the validation images can be read; check them with `run_net.py doctor`.")
+            raise UserError("None of the validation files can be read; check them with `run_net.py doctor`.")
         images = torch.stack([sample.views[0] for sample in samples])
         masks = torch.stack([sample.masks[0] for sample in samples])
         return images.to(self.world.device), masks.to(self.world.device)
 
-    def neighbours(self, pixels: Pixels) -> Image.Image:
+    def neighbours(self, stills: Callable[[Tensor], list[np.ndarray]]) -> Image.Image:
         """The sheet of what the latest k-NN found for a few queries."""
         queries, rows, similarity = self._nearest
         bank, shown = self.neighbour_loader.dataset, self.query_loader.dataset
         images = torch.stack([shown[SampleKey(0, int(i))].views[0] for i in queries])
-        names = [shown.folder.classes[int(shown.folder.labels[int(i)])] for i in queries]
-        return neighbours_sheet(pixels(images), names, find_neighbours(bank, rows, similarity, pixels))
+        names = [shown.listing.classes[int(shown.listing.labels[int(i)])] for i in queries]
+        return neighbours_sheet(stills(images), names, find_neighbours(bank, rows, similarity, stills))
 
     def _features(self, model: Pretraining, loader: Loader) -> tuple[Tensor, Tensor, Tensor]:
         return collect_indexed(model.features, loader, self.world.device, self.autocast())

@@ -1,0 +1,69 @@
+"""What the tasks that classify have in common: labelled training files, validation files, a count of inputs."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from mfm_core.data.loader import Loader, eval_loader
+from mfm_core.engine.precision import autocast_factory
+from mfm_core.errors import UserError
+from mfm_core.interfaces import Batch
+from mfm_core.parallel.world import World
+from mfm_core.tasks.modality import Drawn, Modality
+
+
+class ClassificationTask:
+    """A model with a loss over labelled files; what it minimises is a subclass's.
+
+    Where nothing is trained and the modality has a test of its own, neither training nor validation files are read.
+    """
+
+    def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
+        self.cfg, self.world, self.modality = cfg, world, modality
+        self.autocast = autocast_factory(precision, world.device)
+        only_finishes = modality.tests_itself and not cfg.TRAIN.ENABLE
+        self.train_set = None if only_finishes else modality.train_set(cfg, fraction=cfg.DATA.LABEL_FRACTION)
+        self.files = len(self.train_set) if self.train_set else 0
+        self.model = modality.build_model(cfg)
+        self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
+        self.val_loader: Loader | None = None
+        if self.train_set is not None:
+            classes = self.train_set.listing.classes
+            check_classes(cfg, len(classes))
+            self.val_loader = eval_loader(cfg, modality.eval_set(cfg, "val", classes), world)
+        self.warnings: list[str] = []
+
+    def eval_loaders(self) -> list[Loader]:
+        """The validation files'."""
+        return [self.val_loader] if self.val_loader else []
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Nothing is mixed."""
+        return batch
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The number of inputs."""
+        return torch.full((), float(len(batch)), device=batch.inputs.device)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """None beside the loss."""
+        return {}
+
+    def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
+        """None: a classifier predicts numbers."""
+        return []
+
+    def file_name(self, index: int) -> str:
+        """The path of training file `index`."""
+        return self.train_set.listing.paths[index]
+
+
+def check_classes(cfg: CfgNode, classes: int) -> None:
+    """Raises UserError where MODEL.NUM_CLASSES is not the number of class folders."""
+    if classes != cfg.MODEL.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.DATA.PATH_TO_DATA_DIR}/train has {classes} "
+            f"classes; set MODEL.NUM_CLASSES {classes}."
+        )

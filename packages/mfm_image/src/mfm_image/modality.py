@@ -1,0 +1,111 @@
+"""Images, as the tasks that are shared with video see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES, arch_of
+from mfm_core.interfaces import PretrainOutput
+from mfm_core.monitor.settings import setting_name
+from mfm_core.objective import Classifier, Pretraining
+from mfm_core.report.pixels import Pixels
+from mfm_core.tasks.modality import ClassifierTask, Drawn, Modality
+from mfm_image.data.build import data_root, eval_dataset, eval_transform, resized, train_dataset, train_transform
+from mfm_image.data.doctor import DoctorReport, check_folder
+from mfm_image.data.folder import ImageFolder, class_names, split_folder
+from mfm_image.models import build_model, example_input
+from mfm_image.pictures.attention import attention_sheet, heat_caption
+from mfm_image.pictures.inputs import from_dataset
+from mfm_image.pictures.reconstruction import reconstruction_sheet
+
+
+def classes(cfg: CfgNode) -> tuple[str, ...]:
+    """The class folders of train/."""
+    return tuple(class_names(split_folder(data_root(cfg), "train")))
+
+
+def has_val(cfg: CfgNode) -> bool:
+    """Whether the data folder has val/."""
+    return (Path(cfg.DATA.PATH_TO_DATA_DIR) / "val").is_dir()
+
+
+def stills(cfg: CfgNode, images: Tensor) -> list[np.ndarray]:
+    """(B, 3, H, W) to B arrays (H, W, 3) uint8."""
+    return Pixels(cfg.DATA.MEAN, cfg.DATA.STD)(images)
+
+
+def reconstruct(cfg: CfgNode, model: Pretraining, images: Tensor, output: PretrainOutput) -> list[Drawn]:
+    """Image, input, target, prediction, and the prediction completed with what was seen."""
+    sheet, remarks = reconstruction_sheet(model, images, output, Pixels(cfg.DATA.MEAN, cfg.DATA.STD))
+    return [("reconstruction", sheet, remarks)]
+
+
+def explain(task: ClassifierTask, model: Classifier) -> list[Drawn]:
+    """Where a ViT looks in a few validation images."""
+    cfg = task.cfg
+    if arch_of(cfg) != "vit":
+        return []
+    shown = from_dataset(task.val_loader.dataset, cfg.MONITOR.NUM_PICTURES)
+    how = (cfg.PICTURE.HEAD_FUSION, cfg.PICTURE.DISCARD_RATIO, cfg.PICTURE.LAYER)
+    pixels = Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
+    sheet = attention_sheet(model, shown.images.to(task.world.device), pixels, *how, shown.classes)
+    return [("attention", sheet, f"attention rollout: {heat_caption(*how)}")]
+
+
+def at_sizes(task: ClassifierTask, model: Classifier, known: dict[str, float]) -> tuple[dict[str, float], list[Drawn]]:
+    """top1/resize_SIZE and top5/resize_SIZE with the short side resized to each of TEST.RESIZE_SIZES, if several.
+
+    The first size is the one that counts, and its accuracy is `known`.
+    """
+    cfg, dataset = task.cfg, task.val_loader.dataset
+    sizes, found = cfg.TEST.RESIZE_SIZES, {}
+    for size in sizes if len(sizes) > 1 else ():
+        at = known if size == sizes[0] else task.accuracy(model, resized(cfg, dataset, size))
+        found |= {setting_name(top, "resize", size): at[top] for top in ("top1", "top5")}
+    return found, []
+
+
+def seen_as(cfg: CfgNode) -> dict[str, Any]:
+    """How evaluation crops."""
+    return {"crop": [cfg.DATA.TEST_CROP_SIZE, cfg.DATA.IN_VAL_CROP_RATIO, cfg.DATA.TEST_INTERPOLATION]}
+
+
+def count_files(cfg: CfgNode, fraction: float) -> int:
+    """Training images, of a share of the labels."""
+    return len(ImageFolder(data_root(cfg), "train", fraction=fraction))
+
+
+def check_transforms(cfg: CfgNode) -> None:
+    """Builds them."""
+    train_transform(cfg), eval_transform(cfg)
+
+
+def check_data(cfg: CfgNode) -> DoctorReport:
+    """Reads every file of the folder."""
+    return check_folder(data_root(cfg), workers=cfg.DATA_LOADER.NUM_WORKERS)
+
+
+IMAGES = Modality(
+    noun="images",
+    build_model=build_model,
+    example_input=example_input,
+    train_set=train_dataset,
+    eval_set=eval_dataset,
+    classes=classes,
+    has_val=has_val,
+    stills=stills,
+    reconstruct=reconstruct,
+    explain=explain,
+    finish=at_sizes,
+    tests_itself=False,
+    seen_as=seen_as,
+    published=("ImageNet-1k", IMAGENET_TRAIN_IMAGES),
+    count_files=count_files,
+    check_transforms=check_transforms,
+    check_data=check_data,
+)
