@@ -219,9 +219,6 @@ def _evaluate_only(
     for loader in task.eval_loaders():
         met = {file.path: file for files in world.gather(list(loader.bad.values())) for file in files}
         log.bad_files(list(met.values()), epoch)
-    shown = [] if never_trains else task.pictures(task.model, epoch, last=True)
-    for name, thing, caption in shown:
-        log.picture(name, thing, caption, epoch, step)
     log.epoch(epoch, step, values)
     log.end("finished")
     return 0
