@@ -86,6 +86,13 @@ def test_what_is_missing_is_named_and_not_counted():
     kept[2, 1] = 0
     right = (kept[:4].sum(1).argmax(1) == labels[:4]).float().mean()
     assert result.accuracy()["top1"] == pytest.approx(100 * float(right)) and result.accuracy()["videos"] == 4
+    unlabelled = labels.clone()
+    unlabelled[0] = -1
+    result = evaluate(batches(order, 4, probabilities, unlabelled, VIEWS))
+    right = (kept[1:4].sum(1).argmax(1) == labels[1:4]).float().mean()
+    assert result.accuracy()["top1"] == pytest.approx(100 * float(right)) and result.accuracy()["videos"] == 3
+    unlabelled = torch.full_like(labels, -1)
+    assert evaluate(batches(order, 4, probabilities, unlabelled, VIEWS)).accuracy() == {"videos": 0}
     with pytest.raises(UserError, match="can be read"):
         evaluate([empty])
     with pytest.raises(ValueError, match="view 30"):

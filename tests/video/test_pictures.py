@@ -22,16 +22,6 @@ GRID = (FRAMES // TUBE, SIZE // PATCH, SIZE // PATCH)
 PIXELS = Pixels([0.45, 0.46, 0.47], [0.225, 0.2, 0.25])
 
 
-class FirstFrames(PixelTarget):
-    """Predicts one frame of each tube."""
-
-    def __call__(self, clips):
-        return super().__call__(clips[:, :, ::TUBE])
-
-    def to_images(self, tokens, clips):
-        return super().to_images(tokens, clips[:, :, ::TUBE])
-
-
 def clips(seed=0):
     """Two demo clips, (2, 3, T, H, W) normalised."""
     drawn = [draw_clip(MOTIONS[name], np.random.default_rng(seed), SIZE, FRAMES) for name in ("left", "zoom_in")]
@@ -54,7 +44,7 @@ def over_pixels(mask):
     ("target", "frames"),
     [
         (PixelTarget((TUBE, PATCH, PATCH), normalise="none"), range(FRAMES)),
-        (FirstFrames((1, PATCH, PATCH), normalise="none"), range(0, FRAMES, TUBE)),
+        (PixelTarget((TUBE, PATCH, PATCH), normalise="none", first_frames=True), range(0, FRAMES, TUBE)),
     ],
     ids=["all frames", "first of each tube"],
 )

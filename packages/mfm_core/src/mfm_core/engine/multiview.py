@@ -27,7 +27,8 @@ class VideoScores:
     """What the views of all videos say together, on CPU and the same on all ranks.
 
     scores: (videos, classes) float32, the sum (or the largest) of class probabilities over the views that came; zeros
-    where none did. labels: (videos,) int64, -1 where no view came. views: (videos,) int64, how many came.
+    where none did. labels: (videos,) int64, -1 where no view came or there is no label. views: (videos,) int64, how
+    many came.
     """
 
     scores: Tensor
@@ -37,8 +38,13 @@ class VideoScores:
 
     @property
     def seen(self) -> Tensor:
-        """(videos,) bool: at least one view came. The others are not counted."""
+        """(videos,) bool: at least one view came."""
         return self.views > 0
+
+    @property
+    def counted(self) -> Tensor:
+        """(videos,) bool: what accuracy is a share of, the videos that were seen and have a label."""
+        return self.seen & (self.labels >= 0)
 
     @property
     def missing(self) -> Tensor:
@@ -51,8 +57,10 @@ class VideoScores:
         return torch.where(self.seen, self.scores.argmax(dim=1), -1)
 
     def accuracy(self) -> dict[str, float]:
-        """top1 and top5 in percent over the `videos` of which at least one view came."""
-        scores, labels = self.scores[self.seen], self.labels[self.seen]
+        """top1 and top5 in percent over the `videos` that are counted; only their number where there are none."""
+        scores, labels = self.scores[self.counted], self.labels[self.counted]
+        if not len(labels):
+            return {"videos": 0}
         found = {f"top{k}": 100 * int(correct_in_top(scores, labels, k)) / len(labels) for k in (1, 5)}
         return {**found, "videos": len(labels)}
 
@@ -63,7 +71,8 @@ def accuracies(results: Mapping[int, VideoScores]) -> dict[str, float]:
     Where there are more than one, top1/clips_N and top5/clips_N of each follow.
     """
     found = {clips: result.accuracy() for clips, result in results.items()}
-    each = {setting_name(top, "clips", clips): found[clips][top] for clips in found for top in ("top1", "top5")}
+    tops = [(clips, top) for clips in found for top in ("top1", "top5") if top in found[clips]]
+    each = {setting_name(top, "clips", clips): found[clips][top] for clips, top in tops}
     return next(iter(found.values())) | (each if len(found) > 1 else {})
 
 
