@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector
 from mfm_core.corruption.tokens import MaskToken
 from mfm_core.heads.linear import SeparateHeads
 from mfm_core.losses.masked import MaskedMSE
-from mfm_core.nn.attention import PLAIN_ON_CPU, Attention, attend
+from mfm_core.nn.attention import PLAIN_ON_CPU, Attention, attend, attend_extended
 from mfm_core.nn.vit import VisionTransformer
 from mfm_core.objective import MaskedPrediction
 from mfm_core.targets.hog import HOGTarget
@@ -69,6 +69,25 @@ def test_bf16_is_nearly_as_exact_as_sdpa(tokens, spread, times):
         error, their_error = ((x.double() - wanted).norm() / wanted.norm() for x in (got, theirs))
         assert error < 2e-2
         assert error <= times * their_error
+
+
+@pytest.mark.parametrize("queries", [40, 2000])
+def test_extended_features_are_a_bias(queries):
+    """On both sides of the size at which the kernel changes: the logits plus a product, divided by sqrt(D)."""
+    inputs, upstream = qkv(17, torch.float32, queries=queries)
+    generator = torch.Generator().manual_seed(1)
+    more_q = torch.randn(2, 3, queries, 11, generator=generator).requires_grad_()
+    more_k = torch.randn(17, 11, generator=generator)
+
+    def biased(q, k, v, more_q):
+        return ((q @ k.transpose(-2, -1) + more_q @ more_k.T) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+
+    def extended(q, k, v, more_q):
+        return attend_extended(q, k, v, more_q, more_k)
+
+    expected = outputs_and_gradients(biased, [*inputs, more_q], upstream)
+    for got, wanted in zip(outputs_and_gradients(extended, [*inputs, more_q], upstream), expected):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=5e-6 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("tokens", [17, 129])

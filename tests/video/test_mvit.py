@@ -279,6 +279,13 @@ def test_checkpointing_changes_no_number():
         torch.testing.assert_close(mine, theirs)
 
 
+def test_compiles_without_a_break():
+    model = randomised(mvit_from_cfg(tiny()))
+    clip = torch.randn(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(model.tokens, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(clip), model.tokens(clip))
+
+
 def test_heads_of_several_depths():
     """Blocks of one grid and of different widths; the losses add up."""
     cfg = tiny(POOL_Q_STRIDE=[[0, 1, 2, 2], [1, 1, 2, 2], [2, 1, 1, 1], [3, 1, 1, 1]], DIM_MUL=[[1, 2.0], [3, 2.0]])
