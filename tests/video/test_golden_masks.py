@@ -7,12 +7,16 @@ import json
 import pytest
 import torch
 from golden_cases import cases, load_case
+from paths import CONFIGS
 
+from mfm_core.config import load_config
 from mfm_core.errors import UserError
 from mfm_core.masking.block import BlockMask
 from mfm_core.masking.cube import CubeMask
 from mfm_core.masking.enlarged import Enlarged
 from mfm_core.masking.random import RandomMask
+from mfm_core.methods import clip_masks  # noqa: F401  importing them registers them
+from mfm_core.methods.parts import masks_from_cfg
 
 
 def draw(masker, count, seed=0):
@@ -127,6 +131,40 @@ class TestEnlarged:
         with pytest.raises(UserError, match=r"AUG.MASK_WINDOW_SIZE \[8, 7, 7\] must divide the token grid") as caught:
             Enlarged(CubeMask((8, 7, 7), 0.4), (8, 7, 7), grid)
         assert "\n" not in str(caught.value)
+
+
+RECIPE = str(CONFIGS / "masked_ssl" / "k400_MVITv2_S_16x4_MaskFeat_PT.yaml")
+
+
+class TestRecipe:
+    """What the MaskFeat recipe draws is what was held against the golden statistics, enlarged to 8 x 14 x 14."""
+
+    @staticmethod
+    def masks(*overrides, count=40):
+        return draw(masks_from_cfg(load_config(RECIPE, overrides), (8, 14, 14)), count)
+
+    def test_cubes(self):
+        assert torch.equal(self.masks(), draw(Enlarged(CubeMask((8, 7, 7), 0.4), (8, 7, 7), (8, 14, 14)), 40))
+
+    @pytest.mark.parametrize("window", ["[7, 7]", "[8, 7, 7]", "[3, 7, 7]"])
+    def test_tubes(self, window):
+        found = self.masks("AUG.MASK_TUBE", "True", "AUG.MASK_WINDOW_SIZE", window)
+        flat = draw(BlockMask((7, 7), 0.4), 40).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+        assert torch.equal(found, flat[:, None].expand(-1, 8, -1, -1))
+
+    def test_tubes_of_small_blocks(self):
+        largest = draw(BlockMask((7, 7), 0.4, max_block=5), 40).sum(dim=(1, 2))
+        found = self.masks("AUG.MASK_TUBE", "True", "AUG.MAX_MASK_PATCHES_PER_BLOCK", "5")
+        assert torch.equal(found[:, 0, ::2, ::2].sum(dim=(1, 2)), largest)
+
+    @pytest.mark.parametrize(("window", "hidden"), [("[8, 7, 7]", 3), ("[4, 7, 7]", 4)])
+    def test_frames(self, window, hidden):
+        found = self.masks("AUG.MASK_FRAMES", "True", "AUG.MASK_WINDOW_SIZE", window)
+        assert (found.all(dim=(2, 3)).sum(dim=1) == hidden).all() and (found.any(dim=(2, 3)).sum(dim=1) == hidden).all()
+
+    def test_a_share_of_no_frame(self):
+        with pytest.raises(UserError, match="AUG.MASK_RATIO 0.05 hides 0 of AUG.MASK_WINDOW_SIZE's 8 time steps"):
+            self.masks("AUG.MASK_FRAMES", "True", "AUG.MASK_RATIO", "0.05")
 
 
 def test_exact_cubes():

@@ -63,6 +63,22 @@ def test_hidden_pixels_are_never_seen(kind):
     assert not torch.allclose(first.prediction, seen.prediction, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["cube", "tube", "random"])
+def test_maskfeat_on_the_same_model(kind):
+    """A mask token in place of hidden patches, and the HOG of each token's first frame."""
+    changes = {"MASK__MAE_ON": False, "MASK__MAE_RND_MASK": False, "MASK__PRED_HOG": True, "HOG__CELL": 4}
+    cfg = clip_config(**changes, MASK__HEAD_TYPE="separate", MASK__PRETRAIN_DEPTH=[2], MASK__DECODER_DEPTH=0)
+    cfg.AUG.MASK_TYPE, cfg.AUG.MASK_TUBE = {"random": "random"}.get(kind, ""), kind == "tube"
+    cfg.AUG.MASK_WINDOW_SIZE, cfg.AUG.MASK_RATIO = [2, 4, 4], 0.4
+    validate(cfg)
+    model, clips, mask = model_and_batch(cfg)
+    assert model.target.dim == 3 * 2 * 2 * 9 and 0 < mask.float().mean() < 0.45
+    hidden = over_pixels(mask, model.backbone.patch_stride)
+    first = model(clips, mask)
+    other = model(torch.where(hidden, torch.randn_like(clips), clips), mask)
+    assert torch.equal(first.prediction, other.prediction) and not torch.equal(first.target, other.target)
+
+
 @pytest.mark.parametrize(("kind", "same_in_time", "same_in_space"), [("tube", True, False), ("frames", False, True)])
 def test_structure_of_random_masks(kind, same_in_time, same_in_space):
     cfg = clip_config(**{**MASKS[kind], "DATA__NUM_FRAMES": 8})
