@@ -121,6 +121,7 @@ IMAGES = Modality(
     tests_itself=False,
     seen_as=seen_as,
     read=read,
+    is_one=lambda folder: False,
     published=("ImageNet-1k", IMAGENET_TRAIN_IMAGES),
     count_files=count_files,
     check_transforms=check_transforms,

@@ -27,7 +27,7 @@ from mfm_video.data.build import (
     videos_of,
     view_transforms,
 )
-from mfm_video.data.lists import VideoList
+from mfm_video.data.lists import VideoList, is_frame_folder
 from mfm_video.models import build_model, example_input
 from mfm_video.pictures.reconstruction import reconstruction
 from mfm_video.views import judge_views
@@ -110,6 +110,7 @@ VIDEOS = Modality(
     tests_itself=True,
     seen_as=seen_as,
     read=read,
+    is_one=is_frame_folder,
     published=("Kinetics-400", KINETICS_TRAIN_VIDEOS),
     count_files=count_files,
     check_transforms=check_transforms,

@@ -449,7 +449,7 @@ _C.PROBE.BATCH_NORM_EPS = 1e-6
 _C.PICTURE = CN()
 # reconstruction (pre-training), attention (ViT), gradient (ViT classifier), neighbours; all is what the model allows.
 _C.PICTURE.KIND = ["all"]
-# An image file, or a folder whose files are shown, at any depth; "" is validation images of DATA.PATH_TO_DATA_DIR.
+# A file, or a folder whose files are shown, at any depth (a folder of frames is one video); "": of the data's val.
 _C.PICTURE.INPUT = ""
 # Images shown, chosen evenly.
 _C.PICTURE.NUM_IMAGES = 8

@@ -80,7 +80,7 @@ def task_of(cfg: CfgNode) -> str:
 
 def trains(cfg: CfgNode) -> bool:
     """Whether the run trains: TRAIN.ENABLE, and a task that has something to train."""
-    return cfg.TRAIN.ENABLE and cfg.TASK not in UNTRAINED_TASKS
+    return cfg.TRAIN.ENABLE and cfg.TASK not in (*UNTRAINED_TASKS, "visualise")
 
 
 def pictures_of(cfg: CfgNode) -> list[str]:

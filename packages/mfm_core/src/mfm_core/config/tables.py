@@ -54,7 +54,7 @@ CHOICES: dict[str, tuple] = {
 }
 """Keys that take one of a few words."""
 
-WHOLE_LISTS = ("TEST.RESIZE_SIZES",)
+WHOLE_LISTS = ("TEST.RESIZE_SIZES", "TEST.NUM_TEMPORAL_CLIPS")
 """Keys that are empty by default and take a list of whole numbers."""
 
 _INF = float("inf")
@@ -155,6 +155,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "TEST.BATCH_SIZE": (1, _INF),
     "TEST.RESIZE_SIZES": (1, _INF),
     "TEST.NUM_ENSEMBLE_VIEWS": (1, _INF),
+    "TEST.NUM_TEMPORAL_CLIPS": (1, _INF),
     "MONITOR.PERIOD": (0, _INF),
     "MONITOR.NUM_IMAGES": (1, _INF),
     "MONITOR.PICTURE_PERIOD": (0, _INF),

@@ -27,7 +27,10 @@ def vit_from_cfg(cfg: CfgNode, size: Grid) -> VisionTransformer:
     keys = ("DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE", "DATA.TRAIN_CROP_SIZE")[3 - len(size) :]
     for key, n, k, s, p in zip(keys, size, kernel, stride, padding):
         if (n + 2 * p - k) % s or n + 2 * p < k:
-            raise UserError(f"{key} {n} is not a whole number of patches (MVIT.PATCH_STRIDE {list(stride)}).")
+            raise UserError(
+                f"{key} {n} is not a whole number of patches: MVIT.PATCH_KERNEL {list(kernel)}, PATCH_STRIDE "
+                f"{list(stride)}, PATCH_PADDING {list(padding)}."
+            )
     width, depth, heads = SIZES.get(cfg.MVIT.SIZE, (cfg.MVIT.EMBED_DIM, cfg.MVIT.DEPTH, cfg.MVIT.NUM_HEADS))
     if width % heads:
         raise UserError(f"MVIT.EMBED_DIM {width} cannot be divided over MVIT.NUM_HEADS {heads}.")

@@ -52,8 +52,8 @@ class Modality:
 
     classes: the class names of the training split. has_val: whether there are validation files. count_files: of the
     training split, under a share of the labels. check_transforms: raises UserError where augmentation keys are wrong.
-    check_data: what the doctor finds. read: one file as evaluation sees it, or what is wrong with it. seen_as: what
-    decides how evaluation sees a file.
+    check_data: what the doctor finds. read: one file as evaluation sees it, or what is wrong with it. is_one: whether
+    a folder is read like a file. seen_as: what decides how evaluation sees a file.
 
     stills: of a batch of inputs, an (H, W, 3) uint8 array each. reconstruct: pictures of what pre-training predicts for
     a few inputs, under these names. explain: pictures of a classifier's view of a few validation files. draw: what TASK
@@ -78,6 +78,7 @@ class Modality:
     tests_itself: bool
     seen_as: Callable[[CfgNode], dict[str, Any]]
     read: Callable[[CfgNode, str], Tensor | BadFile]
+    is_one: Callable[[str], bool]
     published: tuple[str, int]
     count_files: Callable[[CfgNode, float], int]
     check_transforms: Callable[[CfgNode], None]

@@ -43,13 +43,15 @@ class Studio:
     device: torch.device
 
 
-def from_path(path: str, read: Callable[[str], Tensor | BadFile], count: int) -> Shown:
+def from_path(
+    path: str, read: Callable[[str], Tensor | BadFile], count: int, is_one: Callable[[str], bool] = lambda folder: False
+) -> Shown:
     """At most `count` of the file or the files below the folder `path`, evenly chosen by name.
 
     read: a file as models take it, or what is wrong with it; such a file is skipped with one line in the log.
-    Raises `UserError` where nothing is left.
+    is_one: whether a folder is to be read like a file. Raises `UserError` where nothing is left.
     """
-    files = _files(Path(path))
+    files = _files(Path(path), is_one)
     inputs, names = [], []
     for part in _parts(files, count):
         for file in part:
@@ -90,15 +92,18 @@ def _parts(things: Sequence, count: int) -> Iterator[Sequence]:
         yield things[i * len(things) // count : (i + 1) * len(things) // count]
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, is_one: Callable[[str], bool]) -> list[Path]:
     """The file, or all files below the folder but hidden ones, sorted. Raises `UserError` where there are none."""
-    if path.is_file():
+    if path.is_file() or path.is_dir() and is_one(str(path)):
         return [path]
     if not path.is_dir():
         raise UserError(f"PICTURE.INPUT: there is no file or folder {path}.")
     found = []
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        whole = [name for name in subfolders if is_one(os.path.join(folder, name))]
+        found += [Path(folder, name) for name in whole]
+        subfolders[:] = [name for name in subfolders if name not in whole]
         found += [file for name in names if not name.startswith(".") and (file := Path(folder, name)).is_file()]
     if not found:
         raise UserError(f"PICTURE.INPUT: the folder {path} holds no files.")

@@ -103,7 +103,7 @@ def _kinds(cfg: CfgNode) -> list[str]:
 
 def _shown(cfg: CfgNode, modality: Modality, classes: tuple[str, ...]) -> Shown:
     if cfg.PICTURE.INPUT:
-        return from_path(cfg.PICTURE.INPUT, partial(modality.read, cfg), cfg.PICTURE.NUM_IMAGES)
+        return from_path(cfg.PICTURE.INPUT, partial(modality.read, cfg), cfg.PICTURE.NUM_IMAGES, modality.is_one)
     return from_dataset(modality.eval_set(cfg, "val", classes), cfg.PICTURE.NUM_IMAGES)
 
 

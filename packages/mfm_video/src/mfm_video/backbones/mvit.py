@@ -243,6 +243,11 @@ def _blocks_of(cfg: CfgNode) -> list[BlockPlan]:
     kv_strides = _by_block(cfg, "POOL_KV_STRIDE", 3)
     if mvit.POOL_KV_STRIDE_ADAPTIVE is not None:
         kv_strides = adaptive_strides(mvit.DEPTH, _triple(cfg, "POOL_KV_STRIDE_ADAPTIVE"), q_strides)
+    kernel = None if mvit.POOL_KVQ_KERNEL is None else _triple(cfg, "POOL_KVQ_KERNEL")
+    if kernel is not None and any(n % 2 == 0 for n in kernel):
+        raise UserError(
+            f"MVIT.POOL_KVQ_KERNEL {list(kernel)} must be odd: others would make more tokens than there are."
+        )
     try:
         return plan_blocks(
             depth=mvit.DEPTH,
@@ -252,7 +257,7 @@ def _blocks_of(cfg: CfgNode) -> list[BlockPlan]:
             head_mul={block: factor for block, (factor,) in _by_block(cfg, "HEAD_MUL", 1).items()},
             q_strides=q_strides,
             kv_strides=kv_strides,
-            kernel=None if mvit.POOL_KVQ_KERNEL is None else _triple(cfg, "POOL_KVQ_KERNEL"),
+            kernel=kernel,
             dim_mul_in_attention=mvit.DIM_MUL_IN_ATT,
         )
     except ValueError as error:

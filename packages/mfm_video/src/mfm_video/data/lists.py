@@ -201,7 +201,7 @@ def _walk(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iter
         if entry.is_dir():
             if os.path.realpath(entry.path) in above:
                 continue
-            if _is_frame_folder(entry.path):
+            if is_frame_folder(entry.path):
                 yield path
             else:
                 yield from _walk(entry.path, path, above)
@@ -209,7 +209,7 @@ def _walk(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iter
             yield path
 
 
-def _is_frame_folder(folder: str) -> bool:
+def is_frame_folder(folder: str) -> bool:
     """Whether images lie in it, and neither a video nor a folder."""
     images = False
     with os.scandir(folder) as entries:
