@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,12 +57,14 @@ def spoil(clips: Path, split: str) -> dict[str, str]:
     (clips / "empty.mp4").write_bytes(b"")
     write_sound(clips / "sound.mp4")
     (clips / "text.mp4").write_text("this is a text")
+    os.mkfifo(clips / "pipe.mp4")  # who opens it waits for ever
     reasons = {
         "truncated.mp4": "",
         "empty.mp4": "empty",
         "sound.mp4": "sound",
         "text.mp4": "no video",
         "absent.mp4": "no such file",
+        "pipe.mp4": "no such file",
         "unlabelled.mp4": "no label",
         "beyond.mp4": "label 9 is not possible",
     }
@@ -86,7 +91,7 @@ class TestFiles:
     def test_training_goes_on_with_other_clips(self, backend, workers, clips, tmp_path):
         """Each is listed once with its line; every step is of readable clips, and the epoch as long as the list."""
         reasons = spoil(clips, "train")
-        keys = [*ONE_EPOCH, "TEST.ENABLE", "False", "DATA.MAX_BAD_SHARE", "0.5", "TRAIN.BATCH_SIZE", "19"]
+        keys = [*ONE_EPOCH, "TEST.ENABLE", "False", "DATA.MAX_BAD_SHARE", "0.5", "TRAIN.BATCH_SIZE", "20"]
         keys += ["DATA.DECODING_BACKEND", backend, "DATA_LOADER.NUM_WORKERS", workers]
         assert main(tiny_clip_config("mvit", clips, tmp_path / "out", *keys)) == 0
         check_listed(tmp_path / "out", reasons, "train")
@@ -98,7 +103,7 @@ class TestFiles:
         """A label beyond the classes is none of its business; a line without one, among others that have theirs, is."""
         reasons = spoil(clips, "train")
         del reasons[str(clips / "beyond.mp4")]
-        keys = [*ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.5", "TRAIN.BATCH_SIZE", "19"]
+        keys = [*ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.5", "TRAIN.BATCH_SIZE", "20"]
         assert main(tiny_clip_config("maskfeat", clips, tmp_path / "out", *keys)) == 0
         check_listed(tmp_path / "out", reasons, "train")
 
@@ -116,12 +121,26 @@ class TestFiles:
 
     def test_too_many_stop_the_run(self, clips, tmp_path, error_of):
         spoil(clips, "train")
-        keys = [*ONE_EPOCH, "TRAIN.BATCH_SIZE", "19", "DATA.MAX_BAD_SHARE", "0.3", "DATA_LOADER.NUM_WORKERS", "1"]
+        keys = [*ONE_EPOCH, "TRAIN.BATCH_SIZE", "20", "DATA.MAX_BAD_SHARE", "0.3", "DATA_LOADER.NUM_WORKERS", "1"]
         error = error_of(tiny_clip_config("mvit", clips, tmp_path / "out", *keys))
-        assert "DATA.MAX_BAD_SHARE 0.3" in error and "7 of 19 training files" in error and str(clips) in error
+        assert "DATA.MAX_BAD_SHARE 0.3" in error and "8 of 20 training files" in error and str(clips) in error
         end = log_of(tmp_path / "out", "end")[-1]
         assert end["status"] == "failed" and "DATA.MAX_BAD_SHARE" in end["message"]
         assert "DATA.MAX_BAD_SHARE" in (tmp_path / "out" / "report.html").read_text()
+
+    def test_the_command_ends_at_once_with_workers_alive(self, clips, tmp_path):
+        """One line, code 2, and no process is left to wait for."""
+        spoil(clips, "train")
+        keys = ["DEVICE", "cpu", "NUM_GPUS", "1", "DATA.PATH_TO_DATA_DIR", clips, "OUTPUT_DIR", tmp_path / "out"]
+        keys += ["TRAIN.BATCH_SIZE", "2", "DATA.MAX_BAD_SHARE", "0.1", "LOG_PERIOD", "1", *QUIET]
+        command = [sys.executable, TOOLS / "run_net.py", "--cfg", PRETRAIN, "SOLVER.MAX_EPOCH", "100", *keys]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        run = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True, env=environment, start_new_session=True)  # fmt: skip
+        _, error = run.communicate(timeout=120)
+        assert run.returncode == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+        with pytest.raises(ProcessLookupError):
+            os.killpg(run.pid, 0)
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_all_of_them(self, workers, clips, tmp_path, error_of):
@@ -142,7 +161,7 @@ class TestFiles:
         check_listed(tmp_path / "out", reasons, "test")
         (table,) = (table for table in log_of(tmp_path / "out", "table") if table["name"] == "missing_videos")
         assert {row[0]: row[1] for row in table["rows"]} == {Path(path).name: "0 of 2" for path in reasons}
-        assert "7 of 12 videos" in table["caption"]
+        assert "8 of 13 videos" in table["caption"]
         page = (tmp_path / "out" / "report.html").read_text()
         assert "views that count" in page and "absent.mp4" in page
         (before,), (after,) = (log_of(tmp_path / name, "epoch") for name in ("before", "out"))
@@ -154,7 +173,7 @@ class TestFiles:
                 load_scores(tmp_path / name / f"test_scores_{number}.safetensors")[0] for name in ("before", "out")
             )
             torch.testing.assert_close(two.scores[:5], one.scores, rtol=0, atol=1e-6)
-            assert two.views.tolist() == [number] * 5 + [0] * 7 and not two.scores[5:].any()
+            assert two.views.tolist() == [number] * 5 + [0] * 8 and not two.scores[5:].any()
 
     def test_nothing_that_can_be_tested(self, clips, trained_clips, tmp_path, error_of):
         test = ["TRAIN.ENABLE", "False", "TEST.CHECKPOINT_FILE_PATH", trained_clips("mvit"), *QUIET]
@@ -187,7 +206,7 @@ class TestFiles:
         assert all(
             any(path in line and reason in line for line in said.splitlines()) for path, reason in reasons.items()
         )
-        assert f"missing: 1\n  {clips}/absent.mp4\n" in said and "unreadable: 4\n" in said
+        assert f"missing: 1\n  {clips}/absent.mp4\n" in said and "unreadable: 5\n" in said
 
 
 MISTAKES = [
