@@ -1,5 +1,5 @@
-"""Clips per second and core: frames of 16x4 clips by our reader beside PyAV that decodes the whole file, and beside PyAV
-that seeks; then whole training samples beside seeking with PySlowFast's transforms.
+"""Clips per second and core: the frames of 16x4 clips by our reader beside PyAV decoding the whole file, and beside
+PyAV seeking; then whole training samples beside seeking with PySlowFast's transforms.
 
 All decode on one thread and take the same clips, spread over each video; the times are processor times.
 """
