@@ -17,7 +17,7 @@ from mfm_core.checkpoint.io import load_file_state, save_atomic
 from mfm_core.checkpoint.resume import FORMAT
 from mfm_core.checkpoint.timm_export import TimmModel, ViTFacts, to_timm
 from mfm_core.errors import UserError
-from mfm_image.backbones.vit import SIZES
+from mfm_core.nn.presets import SIZES
 
 
 def convert(path: str, out: str, average: bool = False) -> tuple[TimmModel, CfgNode]:

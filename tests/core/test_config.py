@@ -211,10 +211,7 @@ def test_numbers_out_of_range_are_refused(key):
     kind = NULLABLE.get(key, type(default))
     values = [low - 1] + ([high + 1] if high < float("inf") else [])
     for value in values:
-        if isinstance(default, (list, tuple)):
-            value = [type(n)(value) for n in default] or [value, value]
-        else:
-            value = kind(value)
+        value = kind(value) if kind not in (list, tuple) else [type(n)(value) for n in default or ()] or [value] * 2
         message = message_of(IMAGE, key, str(value))
         assert key in message and "must be at least" in message, message
 

@@ -103,11 +103,21 @@ class PretrainOutput:
 
 
 class Backbone(Protocol):
-    """What methods may ask of an encoder. Those that hide tokens need `embed` and `encode`, which a ResNet has not."""
+    """What methods may ask of an encoder. Those that hide tokens need `embed` and `encode`, which a ResNet has not.
+
+    So are `embed_grid`, `stem_dim`, `grids` and `dims` only asked of encoders that have these.
+    """
 
     grid: Grid
+    """Of the last block's tokens; `patch_stride` is pixels per token of it, `embed_dim` their width."""
     patch_stride: tuple[int, ...]
     embed_dim: int
+    embed_grid: Grid
+    """Of the patch embedding's tokens, finer than `grid` where blocks pool; `stem_dim` is their width."""
+    stem_dim: int
+    grids: Sequence[Grid]
+    """Of the tokens behind each block; `dims` are their widths."""
+    dims: Sequence[int]
     depth: int
     num_prefix_tokens: int
     """Tokens before the patches': 1 with a class token, else 0."""
@@ -132,7 +142,7 @@ class Backbone(Protocol):
         """Names of parameters that weight decay may spare."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, C, *size) to patch tokens (B, L, D) without positions or class token."""
+        """(B, C, *size) to patch tokens (B, L, stem_dim), over `embed_grid`, without positions or class token."""
 
     def encode(self, tokens: Tensor, depths: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
         """Adds class token and positions, runs the blocks; the outputs of the blocks in `depths`, class token kept.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mfm_core.heads.probe import ProbeHead
 from mfm_core.interfaces import Backbone, Loss, PretrainOutput, Target
+from mfm_core.masking.enlarged import enlarge
 
 
 class EncoderModel(nn.Module):
@@ -71,8 +72,9 @@ class Pretraining(EncoderModel):
 class MaskedPrediction(Pretraining):
     """Predicts the hidden tokens from an encoder that sees all of them, hidden ones as a mask token.
 
-    MaskFeat (Wei et al. 2022). corruption: (tokens, mask) -> tokens. head: features of each depth -> predictions; the
-    losses of several depths add up (PySlowFast's multi_mse), the last depth's prediction is shown.
+    MaskFeat (Wei et al. 2022). corruption: (tokens, mask) -> tokens, over the grid of the patch embedding, for which
+    the mask is enlarged where later blocks pool. head: features of each depth -> predictions; the losses of several
+    depths, of one grid, add up (PySlowFast's multi_mse), the last depth's prediction is shown.
     """
 
     def __init__(
@@ -89,10 +91,11 @@ class MaskedPrediction(Pretraining):
 
     def forward(self, images: Tensor, mask: Tensor) -> PretrainOutput:
         """images: (B, C, *size). mask: (B, *grid) bool, True = hidden."""
+        hidden = self.flat(enlarge(mask, self.backbone.embed_grid))
         mask = self.flat(mask)
         with torch.no_grad():
             target = self.target(images)
-        tokens = self.corruption(self.backbone.embed(images), mask)
+        tokens = self.corruption(self.backbone.embed(images), hidden)
         features = self.backbone.encode(tokens, self.depths)
         predictions = self.head([x[:, self.backbone.num_prefix_tokens :] for x in features])
         loss = sum(self.loss(p, target, mask) for p in predictions)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mfm_core.checkpoint.fit import assign_norms, fit_axes, fit_biases, fit_positions
 from mfm_core.checkpoint.formats import Checkpoint, read_checkpoint
+from mfm_core.checkpoint.inflate import fit_clips
 from mfm_core.checkpoint.io import load_file_state
 from mfm_core.errors import UserError
 
@@ -64,6 +65,7 @@ def init_from(
     attentions = fit_biases(checkpoint, own)
     if attentions:
         report.notes.append(f"biases of query and value fitted in {attentions} attentions; a key's has no effect")
+    report.notes += _fit_clips(checkpoint, own, model)
     _fit_tables(checkpoint, own, model, report)
     for name, tensor in own.items():
         source = checkpoint.state.pop(name, None)
@@ -82,6 +84,14 @@ def init_from(
     _refuse_other_depth(checkpoint, report)
     _check_share(own, report, path, min_match)
     return report
+
+
+def _fit_clips(checkpoint: Checkpoint, own: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Fits the checkpoint to a model of clips, where this is one; what was done."""
+    grid = getattr(model.backbone, "embed_grid", None) or getattr(model.backbone, "grid", ())
+    owners = {f"{name}.pos_embed": getattr(model, name, None) for name in ("backbone", "head")}
+    fixed = {table for table, owner in owners.items() if getattr(owner, "positions", "") == "sincos"}
+    return fit_clips(checkpoint, own, grid, fixed)
 
 
 def _fit_tables(checkpoint: Checkpoint, own: dict[str, Tensor], model: nn.Module, report: InitReport) -> None:

@@ -104,15 +104,16 @@ _C.AUG.RE_COUNT = 1
 _C.AUG.RE_SPLIT = False
 # PySlowFast's switch; masks are always made in the loader here.
 _C.AUG.GEN_MASK_LOADER = False
-# ours: which tokens are hidden, block | random; "" is the method's own.
+# ours: how hidden tokens are drawn, block (images) | cube (clips) | random; "" is the method's own.
 _C.AUG.MASK_TYPE = ""
 # Share of the tokens that are hidden.
 _C.AUG.MASK_RATIO = 0.0
 # Largest block, in tokens; None is no bound.
 _C.AUG.MAX_MASK_PATCHES_PER_BLOCK = None
-# Video masks: tubes, whole frames, and the window (t, h, w) that cubes are drawn in.
+# Video: what is hidden is hidden all the time (tubes), or whole frames are.
 _C.AUG.MASK_TUBE = False
 _C.AUG.MASK_FRAMES = False
+# The window (t, h, w) that cubes and their tubes (h, w) and frames (t) are drawn in; it divides the token grid.
 _C.AUG.MASK_WINDOW_SIZE = [8, 7, 7]
 
 _C.MIXUP = CN()
@@ -162,9 +163,10 @@ _C.MVIT.PATCH_KERNEL = [3, 7, 7]
 _C.MVIT.PATCH_STRIDE = [2, 4, 4]
 _C.MVIT.PATCH_PADDING = [2, 4, 4]
 _C.MVIT.CLS_EMBED_ON = True
-# Learned absolute positions, or the fixed sin-cos table.
+# Learned absolute positions, or the fixed sin-cos table. SEP_POS_EMBED: on clips, a table over space and one over time.
 _C.MVIT.USE_ABS_POS = True
 _C.MVIT.USE_FIXED_SINCOS_POS = False
+_C.MVIT.SEP_POS_EMBED = False
 # ours: what the first half of a sin-cos table's channels holds, in encoder and decoder: column (MAE) | row (MAE-priv).
 _C.MVIT.SINCOS_FIRST = "column"
 # Classifier: mean over the tokens, then norm; otherwise norm, then the class token.
@@ -184,12 +186,20 @@ _C.MVIT.HEAD_INIT_BIAS = 0.02
 _C.MVIT.ZERO_DECAY_POS_CLS = True
 # Multiscale stages: pooling attention, its strides and kernels, relative positions.
 _C.MVIT.MODE = "conv"
+# [block, factor]: what multiplies width and heads, the width in the MLP of the block before it.
 _C.MVIT.DIM_MUL = []
 _C.MVIT.HEAD_MUL = []
+# The width changes in the attention of the block that DIM_MUL names, not in the MLP before it.
+_C.MVIT.DIM_MUL_IN_ATT = False
+# Kernel of all poolings; None is one more than each stride.
 _C.MVIT.POOL_KVQ_KERNEL = None
+# Strides of keys and values: of the first block, divided by each query stride on the way | [block, t, h, w] each.
 _C.MVIT.POOL_KV_STRIDE_ADAPTIVE = None
+_C.MVIT.POOL_KV_STRIDE = []
+# Strides of queries, [block, t, h, w] each; blocks that are not named pool no queries.
 _C.MVIT.POOL_Q_STRIDE = []
-_C.MVIT.SEP_POS_EMBED = False
+# Dropout behind positions, attention and MLP of the multiscale model.
+_C.MVIT.DROPOUT_RATE = 0.0
 _C.MVIT.REL_POS_SPATIAL = False
 _C.MVIT.REL_POS_TEMPORAL = False
 _C.MVIT.RESIDUAL_POOLING = False
@@ -223,6 +233,10 @@ _C.MASK.DECODER_EMBED_DIM = 512
 _C.MASK.DECODER_NUM_HEADS = 0
 # ours: whether the decoder's blocks see the class token (MAE) or not (MAE-priv).
 _C.MASK.DECODER_CLS_TOKEN = True
+# Video: learned positions of the decoder in two tables, over space and over time.
+_C.MASK.DECODER_SEP_POS_EMBED = False
+# Video: predict the pixels of the first frame of each patch alone.
+_C.MASK.TIME_STRIDE_LOSS = True
 # Normalise the pixels of each patch by its own mean and variance.
 _C.MASK.NORM_PRED_PIXEL = True
 # ours: order of a patch's pixels, hwc (MAE) | chw (MAE-priv), and its variance, unbiased (MAE) | biased (MAE-priv).

@@ -12,6 +12,7 @@ from mfm_core.config.plan import (
     arch_of,
     corruption_of,
     corrupts,
+    drawing_of,
     method_of,
     modality_of,
     pictures_of,
@@ -34,6 +35,8 @@ VIDEO_ONLY = (
     "AUG.MASK_TUBE",
     "AUG.MASK_FRAMES",
     "AUG.MASK_WINDOW_SIZE",
+    "MASK.TIME_STRIDE_LOSS",
+    "MASK.DECODER_SEP_POS_EMBED",
     "TEST.NUM_ENSEMBLE_VIEWS",
     "TEST.NUM_SPATIAL_CROPS",
     "TEST.NUM_TEMPORAL_CLIPS",
@@ -49,8 +52,12 @@ IMAGE_ONLY = (
 )
 MULTISCALE_ONLY = (
     "MVIT.MODE",
+    "MVIT.DIM_MUL_IN_ATT",
     "MVIT.POOL_KVQ_KERNEL",
     "MVIT.POOL_KV_STRIDE_ADAPTIVE",
+    "MVIT.POOL_KV_STRIDE",
+    "MVIT.DROPOUT_RATE",
+    "MVIT.REL_POS_SPATIAL",
     "MVIT.REL_POS_TEMPORAL",
     "MVIT.RESIDUAL_POOLING",
 )
@@ -59,6 +66,9 @@ PRETRAIN_ONLY = (
     "AUG.MASK_TYPE",
     "AUG.MASK_RATIO",
     "AUG.MAX_MASK_PATCHES_PER_BLOCK",
+    "AUG.MASK_TUBE",
+    "AUG.MASK_FRAMES",
+    "AUG.MASK_WINDOW_SIZE",
     "MASK.ENABLE",
     "MASK.PRED_HOG",
     "MASK.PRETRAIN_DEPTH",
@@ -123,7 +133,14 @@ ALREADY_TRUE = {
 UNTRAINED = ("MASK", "MFM", "HOG", "MONITOR", "PROBE", "SOLVER", "AUG", "MIXUP", "TRAIN", "BN")
 """Sections that cannot act where nothing is trained, but for these keys."""
 UNTRAINED_TOO = ("TRAIN.ENABLE", "TRAIN.DATASET", "TRAIN.PRECISION", "TRAIN.MIXED_PRECISION")
+BLOCKS = (("block", "block"), ("tube", "cube"))
+"""What is hidden and how it is drawn, where blocks have a largest size."""
 Condition = Callable[[CfgNode], bool]
+
+
+def _decodes(cfg: CfgNode) -> bool:
+    """Whether the model is a masked autoencoder."""
+    return task_of(cfg) != "finetune" and method_of(cfg) in ("mae", "mff")
 
 
 def _reports_attention(cfg: CfgNode) -> bool:
@@ -141,7 +158,23 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         "acts on video with AUG.AA_TYPE only",
         ("AUG.INTERPOLATION",),
     ),
-    (lambda c: modality_of(c) == "image", "acts in multiscale models only", MULTISCALE_ONLY),
+    (lambda c: arch_of(c) != "mvit", "acts in multiscale models only", MULTISCALE_ONLY),
+    (
+        lambda c: arch_of(c) == "mvit" and c.MVIT.POOL_KV_STRIDE_ADAPTIVE is not None,
+        "has no effect: MVIT.POOL_KV_STRIDE_ADAPTIVE gives the strides",
+        ("MVIT.POOL_KV_STRIDE",),
+    ),
+    (
+        lambda c: arch_of(c) == "mvit" and not c.MVIT.DIM_MUL,
+        "acts with MVIT.DIM_MUL only",
+        ("MVIT.DIM_MUL_IN_ATT",),
+    ),
+    (lambda c: arch_of(c) == "mvit", "acts in plain ViTs only", ("MVIT.KEY_BIAS",)),
+    (
+        lambda c: modality_of(c) == "video" and not c.MVIT.USE_ABS_POS,
+        "acts with MVIT.USE_ABS_POS only",
+        ("MVIT.SEP_POS_EMBED",),
+    ),
     (lambda c: task_of(c) != "finetune", "acts in fine-tuning only", FINETUNE_ONLY),
     (lambda c: task_of(c) in ("pretrain", "knn"), "acts in fine-tuning and linear probing only", CLASSIFIER_ONLY),
     (lambda c: task_of(c) != "probe", "acts with TASK probe only", PROBE_ONLY),
@@ -166,7 +199,18 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
             "MASK.DECODER_EMBED_DIM",
             "MASK.DECODER_NUM_HEADS",
             "MASK.DECODER_CLS_TOKEN",
+            "MASK.DECODER_SEP_POS_EMBED",
         ),
+    ),
+    (
+        lambda c: c.MVIT.USE_FIXED_SINCOS_POS,
+        "has no effect: MVIT.USE_FIXED_SINCOS_POS fixes the decoder's positions, too",
+        ("MASK.DECODER_SEP_POS_EMBED",),
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and modality_of(c) == "video" and drawing_of(c) != "cube",
+        "acts where cubes, or tubes and frames of their kind, are hidden only",
+        ("AUG.MASK_WINDOW_SIZE",),
     ),
     (
         lambda c: task_of(c) == "pretrain" and target_of(c) != "hog",
@@ -174,26 +218,26 @@ IDLE: tuple[tuple[Condition, str, tuple[str, ...]], ...] = (
         ("HOG.BINS", "HOG.CELL", "HOG.GAUSSIAN_WINDOW"),
     ),
     (
-        lambda c: task_of(c) == "pretrain" and corruption_of(c) != "block",
-        "acts with AUG.MASK_TYPE block only",
+        lambda c: task_of(c) == "pretrain" and (corruption_of(c), drawing_of(c)) not in BLOCKS,
+        "acts with AUG.MASK_TYPE block and with tubes of blocks only",
         ("AUG.MAX_MASK_PATCHES_PER_BLOCK",),
     ),
     (lambda c: method_of(c) != "mff", "acts with MASK.METHOD mff only", ("MFF.LAYERS",)),
     (
         lambda c: task_of(c) == "finetune" or target_of(c) != "pixel",
         "acts where pre-training predicts pixels only",
-        ("MASK.NORM_PRED_PIXEL", "MASK.PIXEL_ORDER", "MASK.PIXEL_VARIANCE"),
+        ("MASK.NORM_PRED_PIXEL", "MASK.PIXEL_ORDER", "MASK.PIXEL_VARIANCE", "MASK.TIME_STRIDE_LOSS"),
     ),
     (lambda c: not c.MASK.NORM_PRED_PIXEL, "acts with MASK.NORM_PRED_PIXEL only", ("MASK.PIXEL_VARIANCE",)),
     (
-        lambda c: task_of(c) == "finetune" or corruption_of(c) != "random" and method_of(c) not in ("mae", "mff"),
+        lambda c: task_of(c) == "finetune" or drawing_of(c) != "random" and method_of(c) not in ("mae", "mff"),
         "acts where every image hides the same number of tokens only: random masks and masked autoencoders",
         ("MASK.COUNT",),
     ),
     (lambda c: not c.MVIT.QKV_BIAS, "acts with MVIT.QKV_BIAS only", ("MVIT.KEY_BIAS",)),
     (
-        lambda c: not c.MVIT.USE_FIXED_SINCOS_POS and (task_of(c) == "finetune" or method_of(c) not in ("mae", "mff")),
-        "acts with MVIT.USE_FIXED_SINCOS_POS and in masked autoencoders only",
+        lambda c: not c.MVIT.USE_FIXED_SINCOS_POS and (modality_of(c) == "video" or not _decodes(c)),
+        "acts with MVIT.USE_FIXED_SINCOS_POS and in masked autoencoders of images only",
         ("MVIT.SINCOS_FIRST",),
     ),
     (lambda c: arch_of(c) != "resnet", "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
@@ -414,7 +458,7 @@ def warnings(cfg: CfgNode) -> Iterator[str]:
                 yield f"{key} True makes a loss over each process's own images; the result depends on their number."
     if modality_of(cfg) == "video" and cfg.DATA.DECODING_BACKEND == "torchvision":
         yield "DATA.DECODING_BACKEND torchvision: torchvision no longer reads videos; PyAV does in its place (pyav)."
-    if task_of(cfg) == "pretrain" and not cfg.AUG.GEN_MASK_LOADER:
+    if task_of(cfg) == "pretrain" and not cfg.AUG.GEN_MASK_LOADER and not cfg.MASK.MAE_RND_MASK:
         yield "AUG.GEN_MASK_LOADER False has no effect: masks are always made in the loader."
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from mfm_core.errors import UserError
+from mfm_core.interfaces import Grid
 from mfm_core.optim.schedule import LRSchedule
 
 IMAGENET_TRAIN_IMAGES = 1_281_167
@@ -99,10 +100,30 @@ def target_of(cfg: CfgNode) -> str:
     return cfg.MASK.TARGET or own
 
 
-def corruption_of(cfg: CfgNode) -> str:
-    """What pre-training does to its input: block or random (hidden tokens), frequency, sr, deblur or denoise."""
-    own = {"maskfeat": "block", "mae": "random", "mff": "random"}
+def drawing_of(cfg: CfgNode) -> str:
+    """How hidden tokens are drawn, block, cube (clips) or random; or MFM's frequency, sr, deblur or denoise."""
+    own = {"maskfeat": "cube" if modality_of(cfg) == "video" else "block", "mae": "random", "mff": "random"}
     return cfg.AUG.MASK_TYPE or own.get(method_of(cfg)) or cfg.MFM.CORRUPTION
+
+
+def corruption_of(cfg: CfgNode) -> str:
+    """What pre-training does to its input: what `drawing_of` says, or hides tubes or frames that are drawn so."""
+    drawing = drawing_of(cfg)
+    if modality_of(cfg) == "video" and drawing in ("cube", "random"):
+        return "tube" if cfg.AUG.MASK_TUBE else "frames" if cfg.AUG.MASK_FRAMES else drawing
+    return drawing
+
+
+def mask_window(cfg: CfgNode, grid: Grid) -> Grid:
+    """The shape that masks for a token grid are drawn in, before they are enlarged to it.
+
+    Cubes, and the blocks of their kind that tubes and frames are made of, take AUG.MASK_WINDOW_SIZE; others the grid.
+    """
+    kind = corruption_of(cfg)
+    if kind not in ("cube", "tube", "frames"):
+        return grid
+    window = grid if drawing_of(cfg) == "random" else tuple(cfg.AUG.MASK_WINDOW_SIZE)
+    return {"cube": window, "tube": (1, *window[-2:]), "frames": (window[0], 1, 1)}[kind]
 
 
 def corrupts(cfg: CfgNode, kind: str) -> bool:
@@ -110,9 +131,21 @@ def corrupts(cfg: CfgNode, kind: str) -> bool:
     return task_of(cfg) == "pretrain" and corruption_of(cfg) == kind
 
 
+MULTISCALE = (
+    *("DIM_MUL", "HEAD_MUL", "POOL_Q_STRIDE", "POOL_KV_STRIDE", "POOL_KV_STRIDE_ADAPTIVE", "POOL_KVQ_KERNEL"),
+    *("REL_POS_SPATIAL", "REL_POS_TEMPORAL", "RESIDUAL_POOLING"),
+)
+"""Keys of MVIT, any of which makes a video model a multiscale one."""
+
+
 def arch_of(cfg: CfgNode) -> str:
-    """The kind of backbone: vit or resnet."""
-    return "resnet" if cfg.MODEL.ARCH == "resnet" else "vit"
+    """The kind of backbone: vit or resnet on images, space_time_vit or mvit (multiscale) on clips."""
+    if cfg.MODEL.ARCH == "resnet":
+        return "resnet"
+    if modality_of(cfg) == "image":
+        return "vit"
+    multiscale = cfg.MODEL.ARCH != "vit" and any(cfg.MVIT[key] for key in MULTISCALE)
+    return "mvit" if multiscale else "space_time_vit"
 
 
 def modality_of(cfg: CfgNode) -> str:

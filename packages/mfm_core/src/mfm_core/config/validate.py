@@ -13,9 +13,11 @@ from mfm_core.config.defaults import get_cfg
 from mfm_core.config.idle import warnings
 from mfm_core.config.load import value_of
 from mfm_core.config.plan import (
+    MULTISCALE,
     arch_of,
     corruption_of,
     corrupts,
+    drawing_of,
     method_of,
     modality_of,
     pictures_of,
@@ -74,12 +76,13 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield "MVIT.DIM_MUL, HEAD_MUL and POOL_Q_STRIDE make a multiscale model; on images the backbone is a plain ViT."
     if image and (cfg.MVIT.REL_POS_SPATIAL or cfg.MVIT.SEP_POS_EMBED):
         yield "MVIT.REL_POS_SPATIAL and SEP_POS_EMBED belong to the multiscale model; the ViT has one position table."
-    if image and arch_of(cfg) == "vit" and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
+    yield from () if image else _refuse_clips(cfg)
+    if arch_of(cfg) in ("vit", "space_time_vit") and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
         yield (
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
             "a ViT's positions belong to one size."
         )
-    if image and task_of(cfg) == "pretrain" and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
+    if task_of(cfg) == "pretrain" and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
         yield (
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
             "what pre-training predicts belongs to one size."
@@ -99,23 +102,38 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield f"DATA.INPUT_CHANNEL_NUM is {cfg.DATA.INPUT_CHANNEL_NUM}; images have 3 channels."
 
 
+def _refuse_clips(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MVIT.PATCH_2D:
+        yield "TRAIN.DATASET kinetics needs MVIT.PATCH_2D False: the patch embedding of clips is three-dimensional."
+    if arch_of(cfg) == "resnet":
+        yield "MODEL.ARCH resnet is for images; on video take mvit (maskmvit) or vit."
+    if cfg.MODEL.ARCH == "vit" and any(cfg.MVIT[key] for key in MULTISCALE):
+        yield f"MODEL.ARCH vit has no stages; leave MVIT.{', '.join(MULTISCALE)} empty, or take MODEL.ARCH mvit."
+    if cfg.MVIT.USE_ABS_POS and cfg.MVIT.USE_FIXED_SINCOS_POS and cfg.MVIT.SEP_POS_EMBED:
+        yield "MVIT.SEP_POS_EMBED learns positions, and MVIT.USE_FIXED_SINCOS_POS fixes them; take one of the two."
+
+
 def _refuse_method(cfg: CfgNode) -> Iterator[str]:
     yield from REFUSALS[task_of(cfg)](cfg)
 
 
-TOKENS, WHOLE = ("block", "random"), ("frequency", "sr", "deblur", "denoise")
+TOKENS = {"image": ("block", "random"), "video": ("cube", "tube", "frames", "random")}
+WHOLE = ("frequency", "sr", "deblur", "denoise")
+VITS, ALL_VITS = ("vit", "space_time_vit"), ("vit", "space_time_vit", "mvit")
 COMBINES = {
-    # method: backbones, corruptions, and why no others
-    "maskfeat": (("vit",), TOKENS, "hidden patches become a mask token, which only a ViT has a place for"),
-    "mae": (("vit",), TOKENS, "hidden patches never enter the encoder, which only a ViT can do without"),
-    "mff": (("vit",), TOKENS, "it fuses the layers of a masked autoencoder's ViT"),
-    "mfm": (("vit", "resnet"), WHOLE, "the image is corrupted as a whole, not in tokens"),
+    # method: backbones, and why no others
+    "maskfeat": (ALL_VITS, "hidden patches become a mask token, which only a ViT has a place for"),
+    "mae": (VITS, "hidden patches never enter the encoder, which only a plain ViT can do without"),
+    "mff": (VITS, "it fuses the layers of a masked autoencoder's ViT"),
+    "mfm": (("vit", "resnet"), "the image is corrupted as a whole, not in tokens"),
 }
+IMAGE_METHODS = ("mff", "mfm")
 
 
 def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
     method, target, corruption, arch = method_of(cfg), target_of(cfg), corruption_of(cfg), arch_of(cfg)
-    archs, corruptions, reason = COMBINES[method]
+    (archs, reason), modality = COMBINES[method], modality_of(cfg)
+    corruptions = WHOLE if method == "mfm" else TOKENS[modality]
     if cfg.MODEL.MODEL_NAME == "MViT":
         yield "TASK pretrain needs MODEL.MODEL_NAME MaskMViT."
     if not cfg.MASK.ENABLE:
@@ -126,12 +144,19 @@ def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
         yield f"MASK.PRED_HOG True contradicts MASK.TARGET {target}."
     if not cfg.MASK.METHOD and not cfg.MASK.MAE_ON and not cfg.MASK.PRED_HOG:
         yield "Nothing says what to pre-train: set MASK.METHOD (maskfeat, mae, mff, mfm), or MASK.PRED_HOG True."
+    if modality == "video" and (method in IMAGE_METHODS or target == "spectrum"):
+        what = f"MASK.METHOD {method}" if method in IMAGE_METHODS else "MASK.TARGET spectrum"
+        yield f"{what} is for images; on video take MASK.METHOD maskfeat or mae, and MASK.TARGET hog or pixel."
     if arch not in archs:
         yield f"MODEL.ARCH {cfg.MODEL.ARCH} cannot be pre-trained by {method}: {reason}."
     if corruption not in corruptions:
         yield f"AUG.MASK_TYPE {corruption} is not for {method}: {reason}; it takes {', '.join(corruptions)}."
-    if corruption == "block" and method in ("mae", "mff") and cfg.MASK.MAE_RND_MASK:
-        yield "MASK.MAE_RND_MASK True contradicts AUG.MASK_TYPE block; leave one of them out."
+    if drawing_of(cfg) in ("block", "cube") and method in ("mae", "mff") and cfg.MASK.MAE_RND_MASK:
+        yield f"MASK.MAE_RND_MASK True contradicts AUG.MASK_TYPE {drawing_of(cfg)}; leave one of them out."
+    if modality == "video" and cfg.AUG.MASK_TUBE and cfg.AUG.MASK_FRAMES:
+        yield "AUG.MASK_TUBE and AUG.MASK_FRAMES exclude each other; leave one of them out."
+    if corruption in ("cube", "frames") and drawing_of(cfg) == "cube" and len(cfg.AUG.MASK_WINDOW_SIZE) != 3:
+        yield f"AUG.MASK_WINDOW_SIZE {list(cfg.AUG.MASK_WINDOW_SIZE)} needs three numbers, (t, h, w); two do for tubes."
     if method in ("mae", "mff") and cfg.MASK.DECODER_DEPTH == 0:
         yield f"MASK.DECODER_DEPTH is 0; {method} predicts what is hidden by a decoder of at least 1 block, usually 8."
     if method == "maskfeat" and cfg.MASK.HEAD_TYPE != "separate":
@@ -146,7 +171,7 @@ def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
         yield f"{key} True makes a loss over the whole batch, which TRAIN.ACCUM_STEPS cannot cut up; set that to 1."
     if target == "spectrum" and cfg.DATA.TRAIN_CROP_SIZE % cfg.MFM.PATCH_FACTOR:
         yield f"MFM.PATCH_FACTOR {cfg.MFM.PATCH_FACTOR} must divide DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}."
-    if corruption in TOKENS and not 0.0 < cfg.AUG.MASK_RATIO < 1.0:
+    if corruption not in WHOLE and not 0.0 < cfg.AUG.MASK_RATIO < 1.0:
         yield f"AUG.MASK_RATIO is {cfg.AUG.MASK_RATIO}; pre-training needs a share between 0 and 1, for example 0.4."
     if cfg.MODEL.LOSS_FUNC != "multi_mse":
         yield f"MODEL.LOSS_FUNC is '{cfg.MODEL.LOSS_FUNC}'; pre-training takes multi_mse."
@@ -229,7 +254,7 @@ def _refuse_probe(cfg: CfgNode) -> Iterator[str]:
 
 
 def _refuse_knn(cfg: CfgNode) -> Iterator[str]:
-    if cfg.KNN.FEATURES.startswith("cls") and (arch_of(cfg) != "vit" or not cfg.MVIT.CLS_EMBED_ON):
+    if cfg.KNN.FEATURES.startswith("cls") and (arch_of(cfg) == "resnet" or not cfg.MVIT.CLS_EMBED_ON):
         yield f"KNN.FEATURES {cfg.KNN.FEATURES} needs an encoder with a class token; take mean or mean_raw."
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mfm_core.interfaces import Grid
 from mfm_core.nn.init import init_autoencoder
-from mfm_core.nn.pos_embed import sincos_2d
+from mfm_core.nn.pos_embed import make_positions, position_table
 from mfm_core.nn.vit import layer_norm, run_block, transformer_block
 
 
@@ -18,10 +18,11 @@ class TransformerDecoder(nn.Module):
     """Predicts every token from the encoder's output for the visible ones.
 
     The encoder's final norm stands here (`encoder_norm`), then a linear layer to `embed_dim`, the mask token in the
-    places that are hidden, fixed sin-cos positions, blocks, a norm and the prediction.
+    places that are hidden, positions, blocks, a norm and the prediction.
 
     num_prefix_tokens: of the encoder. decode_prefix: whether the blocks see the class token, with a position of zeros
-    (MAE, mmpretrain), or not (MAE-priv). sincos_first: see `sincos_2d`.
+    (MAE, mmpretrain), or not (MAE-priv). positions: sincos, as in these, or another kind of `make_positions`:
+    PySlowFast learns them on clips. sincos_first: see `sincos_2d`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class TransformerDecoder(nn.Module):
         key_bias: bool = True,
         sincos_first: str = "column",
         act_checkpoint: bool = False,
+        positions: str = "sincos",
     ) -> None:
         super().__init__()
         self.num_tokens, self.act_checkpoint = torch.Size(grid).numel(), act_checkpoint
@@ -47,14 +49,17 @@ class TransformerDecoder(nn.Module):
         self.encoder_norm = layer_norm(encoder_dim)
         self.embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        table = sincos_2d(grid, embed_dim, self.prefix > 0, sincos_first)
-        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        self.positions = positions
+        self.pos_embed = make_positions(positions, grid, embed_dim, self.prefix > 0, sincos_first)
         self.blocks = nn.ModuleList(
             transformer_block(embed_dim, num_heads, mlp_ratio, qkv_bias, key_bias) for _ in range(depth)
         )
         self.norm = layer_norm(embed_dim)
         self.projection = nn.Linear(embed_dim, target_dim)
         init_autoencoder(self)
+        for name, table in self.named_parameters():
+            if name.split(".")[0] == "pos_embed" and table.requires_grad:
+                nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, encoded: Tensor, keep: Tensor) -> Tensor:
         """encoded: (B, prefix + V, encoder_dim). keep: (B, V), their places among the L tokens. To (B, L, target_dim).
@@ -62,7 +67,7 @@ class TransformerDecoder(nn.Module):
         No final norm has been applied to `encoded`.
         """
         tokens = self.embed(self.encoder_norm(encoded[:, self.dropped :]))
-        tokens = self.restore(tokens, keep) + self.pos_embed
+        tokens = self.restore(tokens, keep) + position_table(self.pos_embed)
         for block in self.blocks:
             tokens = run_block(block, tokens, self.act_checkpoint)
         return self.projection(self.norm(tokens)[:, self.prefix :])

@@ -11,7 +11,6 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
 
 MIN_ASPECT = 0.3
-ATTEMPTS = 10
 
 
 class BlockMask:
@@ -25,19 +24,21 @@ class BlockMask:
     visible tokens only. Tokens that no block has reached are then hidden singly until it is met.
     """
 
+    attempts = 10
+
     def __init__(self, grid: Grid, ratio: float, max_block: int | None = None, exact: int | None = None) -> None:
-        self.grid, self.exact = grid, exact
-        self.requested = round(ratio * grid[0] * grid[1]) if exact is None else exact
+        self.grid, self.exact = tuple(grid), exact
+        self.requested = round(ratio * math.prod(grid)) if exact is None else exact
         self.min_block = self.requested // 5
         self.max_block = max_block or self.requested
-        if self.requested < 1 or min(grid) < 2:
+        if self.requested < 1 or min(grid[-2:]) < 2:
             raise UserError(
-                f"AUG.MASK_RATIO {ratio} of a {grid[0]} x {grid[1]} grid leaves no token to hide; "
+                f"AUG.MASK_RATIO {ratio} of a {' x '.join(map(str, grid))} grid leaves no token to hide; "
                 "raise the ratio or the image size, or lower MVIT.PATCH_STRIDE."
             )
 
     def __call__(self, generator: torch.Generator, image: Tensor | None = None) -> Tensor:
-        """(h, w) bool, True = hidden; the image is not looked at."""
+        """(*grid) bool, True = hidden; the image is not looked at."""
         mask = torch.zeros(self.grid, dtype=torch.bool)
         hidden = 0
         while hidden < self.requested:
@@ -57,18 +58,29 @@ class BlockMask:
 
     def _add_block(self, mask: Tensor, missing: int, generator: torch.Generator) -> int:
         """Hides one more block in place; how many tokens that added, 0 where no attempt fitted."""
-        height, width = self.grid
-        for _ in range(ATTEMPTS):
-            u = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-            area = self.min_block + u[0] * (min(missing, self.max_block) - self.min_block)
-            aspect = math.exp((2 * u[1] - 1) * -math.log(MIN_ASPECT))
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if h >= height or w >= width:
+        for _ in range(self.attempts):
+            where = self._draw(missing, generator)
+            if where is None:
                 continue
-            top, left = int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1))
-            block = mask[top : top + h, left : left + w]
-            added = h * w - int(block.sum())
+            block = mask[where]
+            added = block.numel() - int(block.sum())
             if 0 < added <= missing:
                 block.fill_(True)
                 return added
         return 0
+
+    def _draw(self, missing: int, generator: torch.Generator) -> tuple[slice, ...] | None:
+        """A place for a block, None where the drawn shape does not fit into the grid."""
+        u = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        return self._rectangle(min(missing, self.max_block), u)
+
+    def _rectangle(self, most: int, u: list[float]) -> tuple[slice, slice] | None:
+        """Rows and columns of a rectangle of at most `most` tokens, from four numbers uniform in [0, 1)."""
+        height, width = self.grid[-2:]
+        area = self.min_block + u[0] * (most - self.min_block)
+        aspect = math.exp((2 * u[1] - 1) * -math.log(MIN_ASPECT))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h >= height or w >= width:
+            return None
+        top, left = int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1))
+        return slice(top, top + h), slice(left, left + w)

@@ -22,11 +22,17 @@ def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
             f"MASK.PRETRAIN_DEPTH is {depths}; it lists blocks in rising order and ends with the encoder's last, "
             f"{backbone.depth - 1}, for what lies behind would learn nothing."
         )
+    coarser = [i for i in depths if backbone.grids[i] != backbone.grid]
+    if coarser:
+        raise UserError(
+            f"MASK.PRETRAIN_DEPTH is {depths}, but block {coarser[0]} has another grid of tokens than the last; take "
+            "blocks of the last stage."
+        )
     target = target_from_cfg(cfg, backbone)
     return MaskedPrediction(
         backbone=backbone,
-        corruption=MaskToken(backbone.embed_dim),
-        head=SeparateHeads(backbone.embed_dim, target.dim, len(depths)),
+        corruption=MaskToken(backbone.stem_dim),
+        head=SeparateHeads([backbone.dims[i] for i in depths], target.dim),
         target=target,
         loss=loss_from_cfg(cfg, backbone),
         depths=depths,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.plan import arch_of, corruption_of, method_of, target_of
+from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window, method_of, target_of
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Backbone, Grid, Loss, MaskGenerator, Target
 from mfm_core.losses.frequency import FrequencyDistance, PastedDistance, Variant
 from mfm_core.losses.masked import MaskedMSE, MeanMSE
 from mfm_core.masking.block import BlockMask
+from mfm_core.masking.cube import CubeMask
+from mfm_core.masking.enlarged import Enlarged
 from mfm_core.masking.random import RandomMask, hidden_tokens
 from mfm_core.registry import Registry
 from mfm_core.targets.hog import HOGTarget
@@ -26,6 +28,8 @@ MASKS = Registry("corruption", key="AUG.MASK_TYPE")
 TARGETS = Registry("target", key="MASK.TARGET")
 """Name -> (configuration, backbone) -> `Target`."""
 
+PLAIN = ("vit", "space_time_vit")
+"""Backbones whose tokens are patches that tile the input."""
 EQUAL_COUNTS = ("mae", "mff")
 """Methods that hide the same number of tokens in each image: the others make one tensor."""
 
@@ -68,11 +72,11 @@ def loss_from_cfg(cfg: CfgNode, backbone: Backbone) -> Loss:
 def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
     """Raises UserError where tokens overlap, leave gaps or reach beyond the image, so that none has its own target."""
     patch, side = backbone.patch_stride, cfg.DATA.TRAIN_CROP_SIZE
-    if side % patch[0]:
+    if side % patch[-1]:
         raise UserError(
-            f"Pre-training a ResNet needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[0]}, its last stride."
+            f"Pre-training needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[-1]}, the model's last stride."
         )
-    if arch_of(cfg) == "vit" and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
+    if arch_of(cfg) in PLAIN and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
         raise UserError(
             f"Pre-training needs patches that do not overlap: MVIT.PATCH_KERNEL {list(cfg.MVIT.PATCH_KERNEL)} must "
             f"equal MVIT.PATCH_STRIDE {list(patch)}, and MVIT.PATCH_PADDING be 0."
@@ -97,6 +101,21 @@ def random_from_cfg(cfg: CfgNode, grid: Grid) -> RandomMask:
     return RandomMask(grid, hidden_from_cfg(cfg, grid))
 
 
+def cubes_from_cfg(cfg: CfgNode, grid: Grid) -> Enlarged:
+    """Cubes of tokens in AUG.MASK_WINDOW_SIZE; tubes and frames are cubes, or single places, of a flat window."""
+    window, exact = mask_window(cfg, grid), method_of(cfg) in EQUAL_COUNTS
+    hidden = hidden_from_cfg(cfg, window) if exact else None
+    if drawing_of(cfg) == "random":
+        masks = RandomMask(window, hidden_from_cfg(cfg, window))
+    else:
+        masks = CubeMask(window, cfg.AUG.MASK_RATIO, hidden)
+    return Enlarged(masks, window, grid)
+
+
+for _kind in ("cube", "tube", "frames"):
+    MASKS.register(_kind)(cubes_from_cfg)
+
+
 @TARGETS.register("spectrum")
 def spectrum_from_cfg(cfg: CfgNode, backbone: Backbone) -> SpectrumTarget:
     """The image itself, whose spectrum the loss compares."""
@@ -105,11 +124,18 @@ def spectrum_from_cfg(cfg: CfgNode, backbone: Backbone) -> SpectrumTarget:
 
 @TARGETS.register("hog")
 def hog_from_cfg(cfg: CfgNode, backbone: Backbone) -> HOGTarget:
-    """Histograms of oriented gradients. Raises UserError where cells do not divide the patch."""
+    """Histograms of oriented gradients, of clips those of the first frame of each token.
+
+    Raises UserError where cells do not divide the patch.
+    """
     if backbone.patch_stride[-1] % cfg.HOG.CELL:
         raise UserError(f"HOG.CELL {cfg.HOG.CELL} must divide the patch, {backbone.patch_stride[-1]} pixels.")
     return HOGTarget(
-        backbone.patch_stride, bins=cfg.HOG.BINS, cell=cfg.HOG.CELL, gaussian_window=cfg.HOG.GAUSSIAN_WINDOW
+        backbone.patch_stride[-2:],
+        bins=cfg.HOG.BINS,
+        cell=cfg.HOG.CELL,
+        gaussian_window=cfg.HOG.GAUSSIAN_WINDOW,
+        temporal_stride=backbone.patch_stride[0] if len(backbone.patch_stride) == 3 else 1,
     )
 
 
@@ -117,4 +143,5 @@ def hog_from_cfg(cfg: CfgNode, backbone: Backbone) -> HOGTarget:
 def pixel_from_cfg(cfg: CfgNode, backbone: Backbone) -> PixelTarget:
     """The pixels of each patch."""
     normalise = cfg.MASK.PIXEL_VARIANCE if cfg.MASK.NORM_PRED_PIXEL else "none"
-    return PixelTarget(backbone.patch_stride, order=cfg.MASK.PIXEL_ORDER, normalise=normalise)
+    clips = len(backbone.patch_stride) == 3
+    return PixelTarget(backbone.patch_stride, order=cfg.MASK.PIXEL_ORDER, normalise=normalise, first_frames=clips)

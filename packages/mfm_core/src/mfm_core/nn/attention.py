@@ -17,15 +17,54 @@ from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 PLAIN_ON_CPU = {2: 512, 4: 128}
-"""Bytes per number -> the longest sequence for which a CPU takes plain matrix products."""
+"""Bytes per number -> the longest sequence for which a CPU takes plain matrix products. Where queries and keys are not
+equally many, its square bounds the size of the attention matrix."""
+
+ALIGNMENT = 8
+"""Fused kernels take widths that are a multiple of this."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v; q: (B, heads, N, D), k and v: (B, heads, M, D)."""
-    if q.device.type == "cpu" and k.shape[2] <= PLAIN_ON_CPU.get(q.element_size(), 0):
+    if takes_plain_products(q, k):
         weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return weights.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def attend_extended(q: Tensor, k: Tensor, v: Tensor, more_q: Tensor, more_k: Tensor) -> Tensor:
+    """softmax((q k^T + more_q more_k^T) / sqrt(D)) v: a bias of low rank, and no matrix of it.
+
+    The additional E numbers of each query and key become features beside the D others, which is the same sum. Fused
+    kernels want queries, keys and values equally wide, so zeros fill them up. All are computed in the number format
+    of `more_q`: under autocast that of products. q, more_q: (B, heads, N, D | E); k, v: (B, heads, M, D);
+    more_k: (M, E), the same for all.
+    """
+    dim, scale = q.shape[-1], q.shape[-1] ** -0.5
+    q, k, v = (x.to(more_q.dtype) for x in (q, k, v))
+    if q.is_meta:  # only shapes and the model's own products matter: those of this formulation are not counted
+        return attend(q, k, v)
+    plain = takes_plain_products(q, k)
+    width = dim + more_q.shape[-1]
+    padding = 0 if plain else -width % ALIGNMENT
+    q = _beside(q, more_q, padding)
+    k = _beside(k, more_k.to(k.dtype).expand(*k.shape[:2], -1, -1), padding)
+    if plain:
+        return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    v = F.pad(v, (0, width + padding - dim))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim]
+
+
+def takes_plain_products(q: Tensor, k: Tensor) -> bool:
+    """Whether two plain matrix products are faster here than the fused kernel."""
+    most = PLAIN_ON_CPU.get(q.element_size(), 0)
+    return q.device.type == "cpu" and k.shape[2] <= most and q.shape[2] * k.shape[2] <= most**2
+
+
+def _beside(x: Tensor, more: Tensor, zeros: int) -> Tensor:
+    """(…, D) and (…, E) side by side, then `zeros` zeros."""
+    parts = [x, more] if zeros == 0 else [x, more, more.new_zeros(*x.shape[:-1], zeros)]
+    return torch.cat(parts, dim=-1)
 
 
 class Attention(TimmAttention):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mfm_core.interfaces import Grid
 from mfm_core.nn.attention import Attention, KeylessBiasAttention
-from mfm_core.nn.pos_embed import sincos_2d
+from mfm_core.nn.pos_embed import make_positions, position_table
 
 
 class PatchEmbed(nn.Module):
@@ -34,7 +34,7 @@ class VisionTransformer(nn.Module):
     """The encoder without a final norm: heads bring their own.
 
     size: input pixels along each axis. patch_kernel, patch_stride, patch_padding: as long as `size`.
-    key_bias: whether qkv_bias holds for the keys too. positions: learned | sincos | none. sincos_first: see
+    key_bias: whether qkv_bias holds for the keys too. positions: see `make_positions`. sincos_first: see
     `sincos_2d`. drop_path: rate of the last block, growing linearly from 0. layer_scale: initial value, 0 for none.
     act_checkpoint: recompute blocks in the backward pass.
     """
@@ -67,17 +67,20 @@ class VisionTransformer(nn.Module):
         self.grid: Grid = tuple(
             (n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, patch_kernel, patch_stride, patch_padding)
         )
+        self.embed_grid, self.grids = self.grid, [self.grid] * depth
+        self.stem_dim, self.dims = embed_dim, [embed_dim] * depth
         self.patch_embed = PatchEmbed(channels, embed_dim, patch_kernel, patch_stride, patch_padding)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
-        self.pos_embed = self._positions(positions, sincos_first)
+        self.positions = positions
+        self.pos_embed = make_positions(positions, self.grid, embed_dim, cls_token, sincos_first)
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             transformer_block(embed_dim, num_heads, mlp_ratio, qkv_bias, key_bias, rates[i], layer_scale)
             for i in range(depth)
         )
         init_weights(self)
-        for table in (self.cls_token, self.pos_embed):
-            if table is not None and table.requires_grad:
+        for table in self._tables().values():
+            if table.requires_grad:
                 nn.init.trunc_normal_(table, std=0.02)
 
     def stages(self) -> dict[str, nn.Module]:
@@ -94,15 +97,6 @@ class VisionTransformer(nn.Module):
         """1 with a class token, else 0."""
         return int(self.cls_token is not None)
 
-    def _positions(self, kind: str, first: str) -> nn.Parameter | None:
-        tokens = self.num_prefix_tokens + torch.Size(self.grid).numel()
-        if kind == "learned":
-            return nn.Parameter(torch.zeros(1, tokens, self.embed_dim))
-        if kind == "sincos":
-            table = sincos_2d(self.grid, self.embed_dim, self.num_prefix_tokens > 0, first)
-            return nn.Parameter(table, requires_grad=False)
-        return None
-
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, *size) to patch tokens (B, L, D), without positions or class token."""
         return self.patch_embed(x)
@@ -116,7 +110,7 @@ class VisionTransformer(nn.Module):
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed
+            tokens = tokens + position_table(self.pos_embed)
         if keep is not None:
             tokens = self._select(tokens, keep)
         outputs = []
@@ -143,7 +137,7 @@ class VisionTransformer(nn.Module):
 
     def layer_of(self, name: str) -> int:
         """The depth of a parameter for layer decay: 0 for the embeddings, i + 1 for block i, else `num_layers`."""
-        if name in ("cls_token", "pos_embed") or name.startswith("patch_embed."):
+        if name.split(".")[0] in ("cls_token", "pos_embed", "patch_embed"):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
@@ -156,8 +150,11 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names that weight decay may spare (`MVIT.ZERO_DECAY_POS_CLS`)."""
-        tables = {"cls_token": self.cls_token, "pos_embed": self.pos_embed}
-        return {name for name, table in tables.items() if table is not None}
+        return set(self._tables())
+
+    def _tables(self) -> dict[str, nn.Parameter]:
+        """Class token and positions by name, in this order."""
+        return {n: p for n, p in self.named_parameters() if n.split(".")[0] in ("cls_token", "pos_embed")}
 
 
 def transformer_block(
@@ -182,11 +179,14 @@ def transformer_block(
     )
 
 
-def run_block(block: nn.Module, tokens: Tensor, act_checkpoint: bool) -> Tensor:
-    """The block's output; its activations are recomputed in the backward pass where `act_checkpoint` says so."""
+def run_block(block: nn.Module, tokens: Tensor, act_checkpoint: bool, *rest: object) -> Tensor:
+    """The block's output; its activations are recomputed in the backward pass where `act_checkpoint` says so.
+
+    rest: what the block takes beside tokens.
+    """
     if act_checkpoint and torch.is_grad_enabled():
-        return checkpoint(block, tokens, use_reentrant=False)
-    return block(tokens)
+        return checkpoint(block, tokens, *rest, use_reentrant=False)
+    return block(tokens, *rest)
 
 
 def layer_norm(dim: int, **kwargs) -> nn.LayerNorm:

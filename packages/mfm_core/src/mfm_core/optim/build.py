@@ -70,10 +70,10 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
 def _spared(model: nn.Module, cls_and_positions: bool, tables: Collection[str]) -> set[str]:
     """Names of the parameters that weight decay spares beside the one-dimensional ones.
 
-    tables: last parts of names, wherever in the model they stand (the encoder's and the decoder's positions, say);
-    those that this model lacks name nothing.
+    tables: parts of names, wherever in the model they stand (the encoder's and the decoder's positions, say); those
+    that this model lacks name nothing.
     """
-    names = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] in tables}
+    names = {name for name, _ in model.named_parameters() if not set(tables).isdisjoint(name.split("."))}
     return names | (model.no_weight_decay() if cls_and_positions else set())
 
 

@@ -1,0 +1,33 @@
+"""Cube-wise masks over a clip's token grid (MaskFeat, Wei et al. 2022, section 3.3, as PySlowFast draws them)."""
+
+from __future__ import annotations
+
+import torch
+
+from mfm_core.interfaces import Grid
+from mfm_core.masking.block import BlockMask
+
+
+class CubeMask(BlockMask):
+    """Hides cubes until `ratio` of the window is hidden, or until a hundred attempts in a row find no room.
+
+    A cube's face is shaped as `BlockMask` says, with an area between a fifth of the window's and all of it, however
+    much is still missing; the cube lasts for a number of time steps drawn evenly from 1 to all. exact: see `BlockMask`.
+    """
+
+    attempts = 100
+
+    def __init__(self, window: Grid, ratio: float, exact: int | None = None) -> None:
+        super().__init__(window, ratio, exact=exact)
+        self.max_block = window[1] * window[2]
+        self.min_block = self.max_block // 5
+
+    def _draw(self, missing: int, generator: torch.Generator) -> tuple[slice, ...] | None:
+        u = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+        face = self._rectangle(self.max_block, u[:4])
+        if face is None:
+            return None
+        steps = self.grid[0]
+        length = 1 + int(u[4] * steps)
+        first = int(u[5] * (steps - length + 1))
+        return slice(first, first + length), *face
