@@ -250,7 +250,7 @@ def _refuse_probe(cfg: CfgNode) -> Iterator[str]:
     if len(lrs) > 1 and cfg.SOLVER.CLIP_GRAD_L2NORM is not None and cfg.SOLVER.CLIP_GRAD_VAL is None:
         yield "SOLVER.CLIP_GRAD_L2NORM would tie the learning rates of PROBE.LRS together; set it to None."
     if cfg.PROBE.BATCH_NORM and cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS // cfg.TRAIN.ACCUM_STEPS < 2:
-        yield "PROBE.BATCH_NORM needs two images or more in a micro-batch; raise TRAIN.BATCH_SIZE."
+        yield "PROBE.BATCH_NORM needs two inputs or more in a micro-batch; raise TRAIN.BATCH_SIZE."
 
 
 def _refuse_knn(cfg: CfgNode) -> Iterator[str]:
