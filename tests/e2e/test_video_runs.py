@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 import shutil
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,7 +16,9 @@ from tiny_runs import PRETRAINED_BY, QUIET, last_state, log_of, tiny_clip_config
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.data.loader import Loader
 from mfm_core.engine.score_file import load_scores
+from mfm_core.interfaces import SampleKey
 from mfm_core.monitor.meters import Throughput
+from mfm_video.data.build import train_dataset
 from mfm_video.data.sampling import ClipSpec, clip_indices, even_start
 from mfm_video.entry import doctor, dry_run, main
 from mfm_video.models import build_model
@@ -163,3 +168,19 @@ def test_several_clips_and_samples_per_file(kind, clip_folder, tmp_path, monkeyp
         if kind == "maskfeat":
             assert len({mask.numpy().tobytes() for mask in batch.mask}) > 8
     assert len(differ) == 12 and sum(differ) > 6, "few beginnings are possible, and two may be the same"
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_a_loader_worker_stays_small(backend, clip_folder, tmp_path):
+    """Over an epoch of 300 clips in one process: every decoder is closed, and nothing is kept."""
+    dataset = train_dataset(tiny_clip_config("mvit", clip_folder, tmp_path, "DATA.DECODING_BACKEND", backend))
+    process = Path("/proc/self")
+    sizes, files = [], []
+    for epoch in range(25):
+        for index in range(12):
+            assert dataset[SampleKey(epoch, index)].bad == []
+        gc.collect()
+        sizes.append(int((process / "statm").read_text().split()[1]) * resource.getpagesize())
+        files.append(len(list((process / "fd").iterdir())))
+    assert files[-1] == files[0]
+    assert min(sizes[-5:]) - max(sizes[:5]) < 4e6, "a decoder that stays open costs a megabyte"
