@@ -85,7 +85,8 @@ def entry_of(cfg: CfgNode) -> ModuleType:
         if not (error.name or "").startswith(package):
             raise
         raise UserError(
-            f"TRAIN.DATASET {cfg.TRAIN.DATASET} needs the package {package}, which is not installed or not built yet."
+            f"TRAIN.DATASET {cfg.TRAIN.DATASET} needs the package {package}, which is not installed; "
+            f"pip install packages/{package}."
         ) from None
 
 

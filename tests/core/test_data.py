@@ -163,7 +163,7 @@ def test_a_repetition_has_a_random_stream_of_its_own():
 
 
 def test_batch_larger_than_the_data_set_is_one_clear_line():
-    with pytest.raises(UserError, match="TRAIN.BATCH_SIZE 256 is larger than the 100 training images") as error:
+    with pytest.raises(UserError, match="TRAIN.BATCH_SIZE 256 is larger than the 100 training files") as error:
         TrainSampler(100, batch_size=128, world_size=2)
     assert "\n" not in str(error.value)
 

@@ -30,6 +30,7 @@ run_net = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run_net)
 
 PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
+CLIPS = str(CONFIGS / "demo_video" / "pretrain.yaml")
 ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
 SHRUNK = [*TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
 
@@ -76,7 +77,10 @@ class TestCommandLine:
             (["--cfg", PRETRAIN, "--shard_id", "x"], ["--shard_id"]),
             (["--cfg", PRETRAIN, "RNG_SEED"], ["RNG_SEED", "no value"]),
             (["--cfg", PRETRAIN, "--dry-run", "RNGSEED", "2"], ["RNGSEED", "RNG_SEED"]),
-            (["--cfg", PRETRAIN, "--dry-run", "TRAIN.DATASET", "kinetics", "TEST.DATASET", "kinetics"], ["mfm_video"]),
+            (
+                ["--cfg", PRETRAIN, "--dry-run", "TRAIN.DATASET", "kinetics", "TEST.DATASET", "kinetics"],
+                ["MVIT.PATCH_2D"],
+            ),
             (["--cfg", PRETRAIN, "--dry-run", "HOG.CELL", "3"], ["HOG.CELL"]),
             (["--cfg", PRETRAIN, "--dry-run", "MVIT.NUM_HEADS", "5"], ["MVIT.NUM_HEADS"]),
             (["--cfg", PRETRAIN, "--dry-run", "MASK.PRETRAIN_DEPTH", "[9]"], ["MASK.PRETRAIN_DEPTH"]),
@@ -90,6 +94,13 @@ class TestCommandLine:
     def test_mistakes(self, arguments, parts, error_of):
         error = error_of(arguments)
         assert all(part in error for part in parts), error
+
+    def test_a_modality_that_is_not_installed(self, error_of, monkeypatch):
+        def absent(name: str):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+        monkeypatch.setattr(run_net.importlib, "import_module", absent)
+        assert "pip install packages/mfm_video" in error_of(["--cfg", CLIPS, "--dry-run"])
 
     def test_pairs_before_and_after_options(self, capsys):
         before = ["RNG_SEED", "3", "SOLVER.MAX_EPOCH", "7"]

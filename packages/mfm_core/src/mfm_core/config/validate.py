@@ -76,7 +76,7 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield "MVIT.DIM_MUL, HEAD_MUL and POOL_Q_STRIDE make a multiscale model; on images the backbone is a plain ViT."
     if image and (cfg.MVIT.REL_POS_SPATIAL or cfg.MVIT.SEP_POS_EMBED):
         yield "MVIT.REL_POS_SPATIAL and SEP_POS_EMBED belong to the multiscale model; the ViT has one position table."
-    yield from () if image else _refuse_clip_models(cfg)
+    yield from () if image else _refuse_video_model(cfg)
     if arch_of(cfg) in ("vit", "space_time_vit") and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
         yield (
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
@@ -102,7 +102,7 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield f"DATA.INPUT_CHANNEL_NUM is {cfg.DATA.INPUT_CHANNEL_NUM}; images have 3 channels."
 
 
-def _refuse_clip_models(cfg: CfgNode) -> Iterator[str]:
+def _refuse_video_model(cfg: CfgNode) -> Iterator[str]:
     if cfg.MVIT.PATCH_2D:
         yield "TRAIN.DATASET kinetics needs MVIT.PATCH_2D False: the patch embedding of clips is three-dimensional."
     if arch_of(cfg) == "resnet":

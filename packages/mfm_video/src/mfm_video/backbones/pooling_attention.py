@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mfm_core.interfaces import Grid
 from mfm_core.nn.attention import attend, attend_extended
 from mfm_core.nn.vit import layer_norm
+from mfm_video.backbones.depthwise import DepthwiseConv3d
 from mfm_video.backbones.relative_positions import key_codes, query_features
 from mfm_video.backbones.stages import BlockPlan, Pooling, skip_pooling
 
@@ -88,7 +89,7 @@ def _pool(pooling: Pooling | None, mode: str, dim: int) -> nn.Module | None:
     if pooling is None:
         return None
     if mode == "conv":
-        return nn.Conv3d(dim, dim, pooling.kernel, pooling.stride, pooling.padding, groups=dim, bias=False)
+        return DepthwiseConv3d(dim, pooling.kernel, pooling.stride, pooling.padding)
     return POOLS[mode](pooling.kernel, pooling.stride, pooling.padding)
 
 
