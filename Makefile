@@ -1,14 +1,15 @@
-# Two commands set everything up: `make demo` and `make test`. See README.md.
+# `make demo`, `make demo-video` and `make test` set everything up that they need. See README.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := packages/mfm_core packages/mfm_image packages/mfm_video
 SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
 
-.PHONY: help setup demo test test-packages lint clean
+.PHONY: help setup demo demo-video test test-packages lint clean
 
 help:
 	@echo "make demo           make the demo data, pre-train, fine-tune, write the report (about 5 minutes on 2 cores)"
+	@echo "make demo-video     the same with clips: MaskFeat on a small MViTv2, a test by several views"
 	@echo "make test           all tests"
 	@echo "make test-packages  installs core + image, and core + video, alone in environments of their own and runs their tests there"
 	@echo "make lint           ruff"
@@ -29,6 +30,14 @@ demo: setup
 	$(BIN)/python tools/run_net.py --cfg configs/demo/finetune.yaml OUTPUT_DIR runs/demo/scratch SOLVER.LAYER_DECAY 1.0
 	$(BIN)/python tools/report.py runs/demo/pretrain runs/demo/finetune runs/demo/scratch --out runs/demo/report.html
 	@echo "Open runs/demo/report.html"
+
+demo-video: setup
+	$(BIN)/python tools/make_demo_videos.py --out data/demo_video
+	$(BIN)/python tools/run_net.py --cfg configs/demo_video/pretrain.yaml
+	$(BIN)/python tools/run_net.py --cfg configs/demo_video/finetune.yaml TRAIN.CHECKPOINT_FILE_PATH runs/demo_video/pretrain/checkpoints/checkpoint_epoch_00020.pyth
+	$(BIN)/python tools/run_net.py --cfg configs/demo_video/finetune.yaml OUTPUT_DIR runs/demo_video/scratch SOLVER.LAYER_DECAY 1.0
+	$(BIN)/python tools/report.py runs/demo_video/pretrain runs/demo_video/finetune runs/demo_video/scratch --out runs/demo_video/report.html
+	@echo "Open runs/demo_video/report.html"
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto

@@ -62,6 +62,26 @@ def write_clip(
     return Path(path)
 
 
+def moving(label: int, seed: int, width: int = 32, height: int = 32, frames: int = 16) -> list[np.ndarray]:
+    """Frames in which a random pattern moves by two pixels each: to the right, downwards or to the left, by label."""
+    cells = np.random.default_rng(seed).integers(0, 256, (10, 10, 3), np.uint8)
+    pattern = np.asarray(Image.fromarray(cells).resize((64, 64), Image.Resampling.BICUBIC))
+    x, y = ((2, 0), (0, 2), (-2, 0))[label]
+    return [np.ascontiguousarray(np.roll(pattern, (y * t, x * t), (0, 1))[:height, :width]) for t in range(frames)]
+
+
+def write_lists(root: Path, counts: dict[str, int], sizes: dict[str, tuple[int, int]] | None = None) -> Path:
+    """<split>.csv and its clips in three classes, `counts[split]` of them, each `sizes[split]` (width, height)."""
+    for number, (split, count) in enumerate(counts.items()):
+        lines = []
+        for i in range(count):
+            size = (sizes or {}).get(split, (32, 32))
+            write_clip(root / f"{split}_{i}.mp4", moving(i % 3, 1000 * number + i, *size))
+            lines.append(f"{split}_{i}.mp4 {i % 3}\n")
+        (root / f"{split}.csv").write_text("".join(lines))
+    return root
+
+
 def write_sound(path: Path | str) -> Path:
     """A second of silence, and no video."""
     with av.open(str(path), "w") as container:

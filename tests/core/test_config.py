@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from pathlib import Path
 
 import pytest
-import yaml
 from paths import CONFIGS, REPOSITORY
+from pyslowfast_files import FILES, KEYS, recipe
 
 from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
 from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
 
-KEYS = json.loads((REPOSITORY / "tests" / "recipes" / "pyslowfast_masked_ssl.json").read_text())
-FILES = sorted({name for key in KEYS.values() for name in key["used"]})
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
 PROBE, KNN = (str(CONFIGS / "demo" / f"{name}.yaml") for name in ("probe", "knn"))
 FINETUNE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_FT.yaml")
@@ -26,21 +23,6 @@ CLIPS = str(CONFIGS / "masked_ssl" / "k400_VIT_B_16x4_MAE_PT.yaml")
 MAE = ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "2"]
 MFM = str(CONFIGS / "mfm" / "mfm_pretrain__vit_base__img224__300ep.yaml")
 RESNET = str(CONFIGS / "mfm" / "mfm_pretrain__resnet50__img224__300ep.yaml")
-
-
-def recipe(name: str, folder: Path) -> Path:
-    """The YAML file of PySlowFast that used these values."""
-    tree: dict = {}
-    for key, about in KEYS.items():
-        if name in about["used"]:
-            *parents, leaf = key.split(".")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = about["used"][name]
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
 
 
 def message_of(path, *overrides: str) -> str:
@@ -535,8 +517,8 @@ def test_keys_that_cannot_act_are_warned_of(path, overrides):
 
 def test_every_key_is_read_or_warned_of():
     """No dead keys: code reads each one, or `validate` says that it cannot act."""
-    sources = [p for p in (REPOSITORY / "packages").rglob("*.py") if p.name != "defaults.py"]
-    everything = "\n".join(path.read_text() for path in sources)
+    sources = [p for p in (REPOSITORY / "packages").glob("*/src/**/*.py") if p.parent.name != "keys"]
+    everything = "\n".join(path.read_text() for path in sources if path.name != "defaults.py")
     for key in dict(flatten(get_cfg())):
         section, _, leaf = key.rpartition(".")
         read = re.search(rf"\bcfg\.{re.escape(key)}\b", everything)

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from clips import write_lists
+from tiny_runs import PRETRAINED_BY, QUIET, tiny_clip_config
 
+from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_image.entry import main
+from mfm_video.entry import main as video_main
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -13,6 +17,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """12 training clips, 5 to validate and 5 to test on, of 16 frames at 24 a second; those of the test are wider."""
+    counts = {"train": 12, "val": 5, "test": 5}
+    return write_lists(tmp_path_factory.mktemp("clips"), counts, {"test": (40, 32)})
+
+
+@pytest.fixture(scope="session")
+def trained_clips(clip_folder, tmp_path_factory):
+    """The newest checkpoint of a run of `CLIP_RUNS`; fine-tuning starts from pre-training. Each is run once."""
+    root, known = tmp_path_factory.mktemp("trained"), {}
+
+    def trained(kind: str):
+        if kind not in known:
+            start = ["TRAIN.CHECKPOINT_FILE_PATH", trained(PRETRAINED_BY[kind])] if kind in PRETRAINED_BY else []
+            cfg = tiny_clip_config(kind, clip_folder, root / kind, *QUIET, "TEST.ENABLE", "False", *start)
+            assert video_main(cfg) == 0
+            known[kind] = newest_checkpoint(root / kind / "checkpoints")
+        return known[kind]
+
+    return trained
 
 
 @pytest.fixture

@@ -130,3 +130,13 @@ def test_a_share_of_each_class(tmp_path):
     whole = videos.subset(1.0, 1)
     assert [*whole.paths] == [*videos.paths] and whole.problems == videos.problems
     assert half.where(3) == f" (train.csv line {int(os.path.basename(half.paths[3])[:-4]) + 1})"
+
+
+def test_a_file_beside_the_list_names_the_classes(tmp_path):
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 2\n")
+    assert list(list_videos(tmp_path, "train", 3).classes) == ["class 0", "class 1", "class 2"]
+    (tmp_path / "classes.txt").write_text("left\nright\n\nturning round\n")
+    assert list(list_videos(tmp_path, "train", 3).classes) == ["left", "right", "turning round"]
+    assert list(list_videos(tmp_path, "train").classes) == ["left", "right", "turning round"]
+    with pytest.raises(UserError, match="names 3 classes where labels need 4"):
+        list_videos(tmp_path, "train", 4)

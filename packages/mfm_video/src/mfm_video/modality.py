@@ -17,17 +17,16 @@ from mfm_core.report.pixels import Pixels
 from mfm_core.tasks.modality import ClassifierTask, Modality
 from mfm_core.tasks.shown import Drawn
 from mfm_video.data.build import (
+    check_data,
     clip_spec,
     clips_of,
     eval_dataset,
     has_split,
-    opener,
     train_dataset,
     train_transform,
     videos_of,
     view_transforms,
 )
-from mfm_video.data.doctor import DoctorReport, check_videos
 from mfm_video.data.lists import VideoList
 from mfm_video.models import build_model, example_input
 from mfm_video.pictures.reconstruction import reconstruction
@@ -53,12 +52,6 @@ def count_files(cfg: CfgNode, fraction: float) -> int:
 def check_transforms(cfg: CfgNode) -> None:
     """Builds them."""
     train_transform(cfg), view_transforms(cfg, cfg.TEST.NUM_SPATIAL_CROPS)
-
-
-def check_data(cfg: CfgNode) -> DoctorReport:
-    """Opens every video of the lists."""
-    splits = {split: videos_of(cfg, split) for split in ("train", "val", "test") if has_split(cfg, split)}
-    return check_videos(splits, clip_spec(cfg), opener(cfg), workers=cfg.DATA_LOADER.NUM_WORKERS)
 
 
 def seen_as(cfg: CfgNode) -> dict[str, Any]:

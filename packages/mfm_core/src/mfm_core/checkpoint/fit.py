@@ -1,4 +1,4 @@
-"""What turns a checkpoint's tensors into those that a model has, beyond their names: norms, biases, positions, axes."""
+"""What turns a checkpoint's tensors into those that a model has, beyond names: norms, projections, positions, axes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ def assign_norms(checkpoint: Checkpoint, own: State, norm_role: str) -> None:
     source = {"tokens": layout.token_norm, "pooled": layout.pooled_norm}.get(norm_role)
     if source and f"{_CLASSIFIER_NORM}weight" not in checkpoint.state:
         checkpoint.rename(source, _CLASSIFIER_NORM)
+
+
+def join_projections(checkpoint: Checkpoint, own: State) -> int:
+    """Layers of query, key and value become the model's one `qkv`, weights and biases; how many attentions had them."""
+    state, count = checkpoint.state, 0
+    for name in own:
+        layer, joined, kind = name.rpartition("qkv.")
+        parts = [f"{layer}{x}.{kind}" for x in "qkv"]
+        if joined and name not in state and all(part in state for part in parts):
+            state[name] = torch.cat([state.pop(part) for part in parts])
+            checkpoint.theirs[name] = checkpoint.theirs[parts[0]]
+            count += kind == "weight"
+    return count
 
 
 def fit_biases(checkpoint: Checkpoint, own: State) -> int:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from mfm_core.checkpoint.fit import assign_norms, fit_axes, fit_biases, fit_distances, fit_positions
+from mfm_core.checkpoint.fit import (
+    assign_norms,
+    fit_axes,
+    fit_biases,
+    fit_distances,
+    fit_positions,
+    join_projections,
+)
 from mfm_core.checkpoint.formats import Checkpoint, read_checkpoint
 from mfm_core.checkpoint.inflate import fit_clips
 from mfm_core.checkpoint.io import load_file_state
@@ -29,7 +36,7 @@ class InitReport:
     unused: list[str] = field(default_factory=list)
     other_shape: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What was changed on the way, in words."""
+    """What was changed on the way, and what to know of the numbers, in words."""
 
     def lines(self) -> list[str]:
         """One line for each thing that happened, for the log."""
@@ -58,10 +65,13 @@ def init_from(
     Raises UserError, naming file and tensor.
     """
     checkpoint = read_checkpoint(load_file_state(path, key), path, average)
-    report = InitReport(checkpoint.layout.name)
+    report = InitReport(checkpoint.layout.name, notes=[checkpoint.layout.note] if checkpoint.layout.note else [])
     own = model.state_dict()
     _refuse_other_architecture(own, checkpoint)
     assign_norms(checkpoint, own, getattr(getattr(model, "head", None), "norm_role", ""))
+    attentions = join_projections(checkpoint, own)
+    if attentions:
+        report.notes.append(f"query, key and value joined in {attentions} attentions")
     attentions = fit_biases(checkpoint, own)
     if attentions:
         report.notes.append(f"biases of query and value fitted in {attentions} attentions; a key's has no effect")
@@ -115,6 +125,8 @@ def _fit_tables(checkpoint: Checkpoint, own: dict[str, Tensor], model: nn.Module
 
 def _other_size(name: str, source: Tensor, tensor: Tensor, path: str) -> str:
     keys = "RESNET.DEPTH" if _BLOCK.match(name) and ".layer" in name else "MVIT.EMBED_DIM, DEPTH or PATCH_KERNEL"
+    if ".attn.pool_" in name:
+        keys = "MVIT.POOL_KVQ_KERNEL or NUM_HEADS"
     return (
         f"{path}: {name} is {tuple(source.shape)} there and {tuple(tensor.shape)} here; the checkpoint is of another "
         f"model size, so {keys} must change to match it."

@@ -38,6 +38,11 @@ class RunPlan:
     trains: bool = True
 
     @property
+    def unit(self) -> str:
+        """What speed is counted in."""
+        return {"image": "images", "video": "clips"}[self.modality]
+
+    @property
     def epochs(self) -> int:
         """Epochs of the whole run."""
         return self.schedule.max_epoch
@@ -154,6 +159,11 @@ def modality_of(cfg: CfgNode) -> str:
     return {"imagenet": "image", "kinetics": "video"}[dataset]
 
 
+def views_of(cfg: CfgNode) -> int:
+    """Training samples that are made of each file."""
+    return cfg.AUG.NUM_SAMPLE * (cfg.DATA.TRAIN_CROP_NUM_TEMPORAL if modality_of(cfg) == "video" else 1)
+
+
 def schedule_of(cfg: CfgNode, num_shards: int) -> LRSchedule:
     """The learning-rate schedule, scaled by the machines or by the batch where the configuration asks for it."""
     scale = rest = num_shards if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1.0
@@ -199,7 +209,7 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         batch_size=batch_size,
         world_size=world_size,
         accum_steps=cfg.TRAIN.ACCUM_STEPS,
-        views=cfg.AUG.NUM_SAMPLE * (cfg.DATA.TRAIN_CROP_NUM_TEMPORAL if modality_of(cfg) == "video" else 1),
+        views=views_of(cfg),
         lr_lag_steps=cfg.SOLVER.LR_LAG_STEPS,
         trains=trains(cfg),
     )

@@ -76,7 +76,7 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield "MVIT.DIM_MUL, HEAD_MUL and POOL_Q_STRIDE make a multiscale model; on images the backbone is a plain ViT."
     if image and (cfg.MVIT.REL_POS_SPATIAL or cfg.MVIT.SEP_POS_EMBED):
         yield "MVIT.REL_POS_SPATIAL and SEP_POS_EMBED belong to the multiscale model; the ViT has one position table."
-    yield from () if image else _refuse_clips(cfg)
+    yield from () if image else _refuse_video_model(cfg)
     if arch_of(cfg) in ("vit", "space_time_vit") and cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
         yield (
             f"DATA.TEST_CROP_SIZE {cfg.DATA.TEST_CROP_SIZE} is not DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}; "
@@ -102,7 +102,7 @@ def _refuse_model(cfg: CfgNode) -> Iterator[str]:
         yield f"DATA.INPUT_CHANNEL_NUM is {cfg.DATA.INPUT_CHANNEL_NUM}; images have 3 channels."
 
 
-def _refuse_clips(cfg: CfgNode) -> Iterator[str]:
+def _refuse_video_model(cfg: CfgNode) -> Iterator[str]:
     if cfg.MVIT.PATCH_2D:
         yield "TRAIN.DATASET kinetics needs MVIT.PATCH_2D False: the patch embedding of clips is three-dimensional."
     if arch_of(cfg) == "resnet":
@@ -250,7 +250,7 @@ def _refuse_probe(cfg: CfgNode) -> Iterator[str]:
     if len(lrs) > 1 and cfg.SOLVER.CLIP_GRAD_L2NORM is not None and cfg.SOLVER.CLIP_GRAD_VAL is None:
         yield "SOLVER.CLIP_GRAD_L2NORM would tie the learning rates of PROBE.LRS together; set it to None."
     if cfg.PROBE.BATCH_NORM and cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS // cfg.TRAIN.ACCUM_STEPS < 2:
-        yield "PROBE.BATCH_NORM needs two images or more in a micro-batch; raise TRAIN.BATCH_SIZE."
+        yield "PROBE.BATCH_NORM needs two inputs or more in a micro-batch; raise TRAIN.BATCH_SIZE."
 
 
 def _refuse_knn(cfg: CfgNode) -> Iterator[str]:

@@ -53,8 +53,8 @@ class TrainSampler:
         self.global_batch_size = batch_size * world_size
         if self.global_batch_size > length:
             raise UserError(
-                f"TRAIN.BATCH_SIZE {self.global_batch_size} is larger than the {length} training images; "
-                f"set it to {length} or less, or add images"
+                f"TRAIN.BATCH_SIZE {self.global_batch_size} is larger than the {length} training files; "
+                f"set it to {length} or less, or add some"
             )
         self.set_position(start_epoch, start_step)
 

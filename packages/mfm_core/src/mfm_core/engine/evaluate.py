@@ -55,7 +55,7 @@ def evaluate_heads(
         sums += torch.stack([_sums(of_head, batch.labels, criterion) for of_head in logits])
     sums = world.all_sum(sums)
     if not sums[0, 3]:
-        raise UserError("None of the validation images can be read; check them with `run_net.py doctor`.")
+        raise UserError("None of the validation files can be read; check them with `run_net.py doctor`.")
     return [
         {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "val_loss": loss / images, "images": int(images)}
         for top1, top5, loss, images in sums.tolist()

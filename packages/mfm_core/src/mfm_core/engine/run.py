@@ -185,7 +185,7 @@ def _log_start(
         name=Path(cfg.OUTPUT_DIR).resolve().name,
         config=_plain(cfg),
         environment={**describe(), "precision": precision, "processes": world.size, "device": str(world.device)},
-        plan={"task": plan.task, "parameters": parameters, "images": plan.files, **training},
+        plan={"task": plan.task, "modality": plan.modality, "parameters": parameters, "images": plan.files, **training},
     )
     for message in [*warnings, *task.warnings]:
         log.warn(message)

@@ -204,6 +204,7 @@ class Trainer:
             "epochs": self.plan.epochs,
             "step": inside + 1,
             "steps": self.plan.steps_per_epoch,
+            "unit": self.plan.unit,
         }
         self.log.step(step, counters, values)
 

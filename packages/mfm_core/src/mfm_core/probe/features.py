@@ -58,7 +58,7 @@ def collect_indexed(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         features, labels, index = _gather(features, labels, index, device)
     if len(index) == 0:
-        raise UserError("none of the images to take features of can be read; check them with `run_net.py doctor`")
+        raise UserError("none of the files to take features of can be read; check them with `run_net.py doctor`")
     order = _first_of_each(index)
     return features[order], labels[order], index[order]
 

@@ -105,7 +105,7 @@ def _check(bank: Tensor, labels: Tensor, features: Tensor, num_classes: int, k: 
     if max(k) > len(bank):
         raise UserError(
             f"KNN.K: {max(k)} neighbours are asked for, but there are only {len(bank)} training features; "
-            f"lower KNN.K or give more training images"
+            f"lower KNN.K or give more training files"
         )
     if bank.ndim != 2 or features.ndim != 2 or bank.shape[1] != features.shape[1] or labels.shape != bank.shape[:1]:
         shapes = f"{tuple(bank.shape)}, {tuple(labels.shape)}, {tuple(features.shape)}"

@@ -47,7 +47,7 @@ CHARTS = (
     Chart("Share of clipped steps", (Line("epoch", "clipped_share", "clipped", 100.0),), "%", zero=True),
     Chart("Effective rank of features", (Line("epoch", "feature_rank", "rank"),), "RankMe", zero=True),
     Chart("Spread of features", (Line("epoch", "feature_std", "spread"),), "1 = evenly over the sphere", zero=True),
-    Chart("Training speed", (Line("step", "images_per_s", "images/s"),), "images per second", zero=True),
+    Chart("Training speed", (Line("step", "images_per_s", "speed"),), "inputs per second", zero=True),
 )
 _SHOWN_ELSEWHERE = {"step", "epoch", "seconds", "eta_s", "memory_gb", "train_loss", "images_per_s"}
 

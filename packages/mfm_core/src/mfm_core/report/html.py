@@ -50,10 +50,11 @@ def page(runs: Sequence[Run]) -> str:
 def _subtitle(run: Run) -> str:
     """State, task, start and size of the data, as far as known."""
     images, batch = number(run.plan.get("images")), number(run.plan.get("batch_size"))
+    noun = "videos" if run.plan.get("modality") == "video" else "images"
     facts = [
         escape(run.task),
         escape(f"started {run.time}") if run.time else "",
-        f"{images:,.0f} images" if images is not None else "",
+        f"{images:,.0f} {noun}" if images else "",
         f"batch {batch:g}" if batch is not None else "",
     ]
     return f'<p class="soft">{tables.status_pill(run)}&ensp;{" · ".join(fact for fact in facts if fact)}</p>'

@@ -36,7 +36,7 @@ def nearest(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Raises `UserError` where the bank has fewer rows.
     """
     if count > len(bank):
-        raise UserError(f"PICTURE.NUM_NEIGHBOURS is {count}, but only {len(bank)} training images can be read.")
+        raise UserError(f"PICTURE.NUM_NEIGHBOURS is {count}, but only {len(bank)} training files can be read.")
     similarity = F.normalize(queries.float(), dim=1) @ F.normalize(bank.float(), dim=1).T
     return tuple(similarity.topk(count, dim=1))
 

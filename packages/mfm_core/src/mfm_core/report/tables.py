@@ -228,6 +228,11 @@ def _best_note(key: str) -> Callable[[Run], str]:
     return note
 
 
+def _tested_note(run: Run) -> str:
+    videos = run.series("epoch", "test_videos")
+    return f"of {videos[-1][1]:,.0f} videos, by several views" if videos else ""
+
+
 def _speed(run: Run) -> float | None:
     """The median over epochs, else over steps."""
     points = run.series("epoch", "images_per_s") or run.series("step", "images_per_s")
@@ -265,13 +270,15 @@ MEASURES = (
     Measure("Top-1, best", _best("top1"), _percent, _best_note("top1"), more_is_better=True),
     Measure("Best learning rate", _last("best_lr"), lambda value: f"{value:g}", lambda run: "of PROBE.LRS, final"),
     Measure("Top-5, final", _last("top5"), _percent, more_is_better=True),
+    Measure("Test top-1", _last("test_top1"), _percent, _tested_note, more_is_better=True),
+    Measure("Test top-5", _last("test_top5"), _percent, _tested_note, more_is_better=True),
     Measure("k-NN, best", _best("knn"), _percent, _best_note("knn"), more_is_better=True),
     Measure("Validation loss, final", _last("val_loss"), _loss),
     Measure("Training loss, final", _last("train_loss"), _loss),
     Measure("Feature rank", _last("feature_rank"), lambda value: f"{value:.1f}", lambda run: "RankMe, final"),
     Measure("Epochs", _epochs, lambda value: f"{value:.4g}", _epochs_note),
     Measure("Parameters", lambda run: number(run.plan.get("parameters")), _millions),
-    Measure("Images per second", _speed, lambda value: f"{value:.4g}", lambda run: "median of training"),
+    Measure("Inputs per second", _speed, lambda value: f"{value:.4g}", lambda run: "median of training"),
     Measure("Memory, peak", _memory, lambda value: f"{value:.2f} GB"),
     Measure("Time", lambda run: run.seconds, duration),
 )

@@ -22,10 +22,13 @@ class ClassificationTask:
     Where nothing is trained and the modality has a test of its own, neither training nor validation files are read.
     """
 
+    finishes = False
+    """Whether the modality's own measurements follow at the end (`Modality.finish`)."""
+
     def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
         self.cfg, self.world, self.modality = cfg, world, modality
         self.autocast = autocast_factory(precision, world.device)
-        only_finishes = modality.tests_itself and not cfg.TRAIN.ENABLE
+        only_finishes = self.finishes and modality.tests_itself and not cfg.TRAIN.ENABLE
         self.train_set = None if only_finishes else modality.train_set(cfg, fraction=cfg.DATA.LABEL_FRACTION)
         self.files = len(self.train_set) if self.train_set else 0
         self.model = modality.build_model(cfg)

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from mfm_core.config import plan_run, task_of, validate
+from mfm_core.config import RunPlan, plan_run, task_of, validate
+from mfm_core.config.plan import trains
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.run import run
+from mfm_core.errors import UserError
 from mfm_core.interfaces import Task
 from mfm_core.parallel.world import World, choose_device
 from mfm_core.tasks.finetune import FinetuneTask
@@ -38,21 +40,37 @@ def _build_task(modality: Modality, cfg: CfgNode, world: World, precision: str) 
 def dry_run(cfg: CfgNode, modality: Modality) -> list[str]:
     """The lines of `--dry-run`; where the data folder is missing, the published number of files is assumed."""
     warnings = validate(cfg)
-    world_size = max(1, cfg.NUM_GPUS) * cfg.NUM_SHARDS
-    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
-    if cfg.DATA.PATH_TO_DATA_DIR and folder.is_dir():
-        fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) in ("finetune", "probe") else 1.0
-        files, note = modality.count_files(cfg, fraction), f"data: {folder}"
-    else:
-        published, files = modality.published
-        note = f"data: no folder given or found; {published}'s file count is assumed"
-    plan = plan_run(cfg, files, world_size)
+    files, note = _count_files(cfg, modality)
+    plan = _plan(cfg, files, warnings)
     with torch.device("meta"):
         model = modality.build_model(cfg)
     modality.check_transforms(cfg)  # what is wrong with their keys shall be said here, too
     precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, choose_device(cfg.DEVICE))
     description = describe_run(model, modality.example_input(cfg, model.backbone.grid), plan, precision)
     return [f"task: {plan.task}; {note}", *description.lines(), *(f"warning: {w}" for w in warnings)]
+
+
+def _count_files(cfg: CfgNode, modality: Modality) -> tuple[int, str]:
+    """The number of training files, and where it is from; 0 where none are needed."""
+    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
+    if not cfg.DATA.PATH_TO_DATA_DIR or not folder.is_dir():
+        published, files = modality.published
+        return files, f"data: no folder given or found; {published}'s file count is assumed"
+    fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) in ("finetune", "probe") else 1.0
+    return modality.count_files(cfg, fraction) if trains(cfg) else 0, f"data: {folder}"
+
+
+def _plan(cfg: CfgNode, files: int, warnings: list[str]) -> RunPlan:
+    """For NUM_GPUS processes; where the batch cannot be shared by so many, for one, and a warning says so."""
+    world_size = max(1, cfg.NUM_GPUS) * cfg.NUM_SHARDS
+    try:
+        return plan_run(cfg, files, world_size)
+    except UserError as error:
+        if world_size == cfg.NUM_SHARDS:
+            raise
+        plan = plan_run(cfg, files, cfg.NUM_SHARDS)
+        warnings.append(f"NUM_GPUS {cfg.NUM_GPUS} is more than one batch serves, the above is for one: {error}")
+        return plan
 
 
 def doctor(cfg: CfgNode, modality: Modality) -> tuple[list[str], bool]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from mfm_core.config.plan import views_of
 from mfm_core.data.loader import Loader
 from mfm_core.data.mixing import Mixer
 from mfm_core.engine.evaluate import evaluate_classifier
@@ -24,6 +25,8 @@ from mfm_core.tasks.shown import Drawn
 
 class FinetuneTask(ClassificationTask):
     """Classification with the loss that MODEL.LOSS_FUNC names, of hard, smoothed or mixed labels."""
+
+    finishes = True
 
     def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
         super().__init__(cfg, world, precision, modality)
@@ -69,9 +72,10 @@ class FinetuneTask(ClassificationTask):
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
         """At the end, what the modality shows of its test and of a few validation files."""
-        if not last or not self.cfg.MONITOR.NUM_PICTURES or not self.world.is_main:
+        if not last or not self.world.is_main:
             return []
-        drawn = [*self.modality.explain(self, model), *self._finished]
+        explained = self.modality.explain(self, model) if self.cfg.MONITOR.NUM_PICTURES else []
+        drawn = [*explained, *self._finished]
         return [(name, picture, f"after {epoch} epochs: {caption}") for name, picture, caption in drawn]
 
 
@@ -79,10 +83,10 @@ def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
     """Mixup and CutMix per batch; None where both are off. Raises UserError for batches that have no pairs."""
     if not cfg.TRAIN.ENABLE or not cfg.MIXUP.ENABLE or cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         return None
-    images = cfg.TRAIN.BATCH_SIZE * world.num_shards * cfg.AUG.NUM_SAMPLE // (world.size * cfg.TRAIN.ACCUM_STEPS)
-    if images % 2 and cfg.MIXUP.PARTNER == "reverse":
+    inputs = cfg.TRAIN.BATCH_SIZE * world.num_shards * views_of(cfg) // (world.size * cfg.TRAIN.ACCUM_STEPS)
+    if inputs % 2 and cfg.MIXUP.PARTNER == "reverse":
         raise UserError(
-            f"MIXUP.ENABLE pairs the images of a micro-batch, and {images} is odd; change TRAIN.BATCH_SIZE."
+            f"MIXUP.ENABLE pairs the inputs of a micro-batch, and {inputs} is odd; change TRAIN.BATCH_SIZE."
         )
     return Mixer(
         mixup_alpha=cfg.MIXUP.ALPHA,

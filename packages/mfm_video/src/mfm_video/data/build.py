@@ -139,14 +139,15 @@ def test_dataset(
     )
 
 
-def check_data(cfg: CfgNode, limit: int | None = None) -> DoctorReport:
-    """What the doctor finds in the lists of all splits there are."""
-    splits = {"train": videos_of(cfg, "train")}
-    for split in ("val", "test"):
-        if has_split(cfg, split):
-            splits[split] = videos_of(cfg, split, splits["train"].classes)
-    report = check_videos(splits, clip_spec(cfg), opener(cfg), cfg.DATA_LOADER.NUM_WORKERS, limit)
-    if "val" not in splits:
+def check_data(cfg: CfgNode) -> DoctorReport:
+    """What the doctor finds in the lists of all splits there are; the one that the run needs has to be."""
+    only_tests = not cfg.TRAIN.ENABLE and task_of(cfg) == "finetune"
+    splits: dict[str, VideoList] = {}
+    for split in ("train", "val", "test"):
+        if split == ("test" if only_tests else "train") or has_split(cfg, split):
+            splits[split] = videos_of(cfg, split, splits["train"].classes if "train" in splits else ())
+    report = check_videos(splits, clip_spec(cfg), opener(cfg), cfg.DATA_LOADER.NUM_WORKERS)
+    if not only_tests and task_of(cfg) != "pretrain" and "val" not in splits:
         report.problems.append(f"{data_root(cfg)} has neither val.csv nor val/: nothing to evaluate on")
     return report
 

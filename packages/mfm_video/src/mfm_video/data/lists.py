@@ -18,6 +18,8 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts
 """What counts as a video file in a class folder, in any case; a list may name any file."""
 NO_LABEL = 0
 """The label of a video that has none, as in PySlowFast."""
+CLASSES = "classes.txt"
+"""Names of classes, beside lists."""
 
 
 class VideoList:
@@ -118,6 +120,8 @@ def read_list(file: Path, num_classes: int = 0, separator: str = " ", prefix: st
     A line without a label, or with one outside [0, num_classes), is a problem of its video alone, unless all lines
     are so. Where no bound is asked for, a list without any labels is fine, and all videos have the same.
 
+    A file `classes.txt` beside it names the classes, one in each line.
+
     Raises:
         UserError: where the file cannot be read as text, is empty, or no line of it can be used.
     """
@@ -141,8 +145,26 @@ def read_list(file: Path, num_classes: int = 0, separator: str = " ", prefix: st
     if len(problems) == len(rows):
         raise UserError(f"{file} line {rows[0][0]}: {problems[0]}; no line of the file can be used")
     table = PathTable(_start_of(paths, prefix, file.parent), paths)
-    classes = [f"class {label}" for label in range(num_classes or int(labels.max()) + 1)]
+    classes = _names_of(file.parent / CLASSES, num_classes or int(labels.max()) + 1)
     return VideoList(table, labels, classes, str(file), np.array([n for n, _ in rows], np.int32), problems)
+
+
+def _names_of(file: Path, count: int) -> list[str]:
+    """The names of classes 0 to count - 1: the lines of `file`, or their numbers where there is no such file.
+
+    Raises:
+        UserError: where it cannot be read, or has fewer lines.
+    """
+    if not file.is_file():
+        return [f"class {label}" for label in range(count)]
+    try:
+        names = file.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) < count:
+        raise UserError(f"{file} names {len(names)} classes where labels need {count}; add the others, or remove it")
+    return names[:count]
 
 
 def _label_of(parts: list[str], num_classes: int, separator: str) -> tuple[int, str]:

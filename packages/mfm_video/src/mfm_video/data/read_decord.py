@@ -1,9 +1,8 @@
 """Reads single frames of a video file with decord, where decord gives the frames that it is asked for.
 
 decord 0.6 counts packets instead of looking at time stamps. Measured: it returns other frames than asked, without an
-error, for HEVC, MPEG-TS, AVI with B-frames and mp4 files whose edit list hides frames, and rows of four channels for
-some reduced sizes; damaged files have made it wait for ever. So PyAV looks at the file first, and reads what decord
-would not read right.
+error, for HEVC, MPEG-TS, AVI with B-frames, damaged files and mp4 files whose edit list hides frames, and rows of four
+channels for some reduced sizes. So PyAV looks at the file first, and reads what decord would not read right.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ class Layout:
     The encoder's final norm has two lives. token_norm: our name of the norm that the encoder ends with, which a
     read-out of normalised tokens takes over; "" where the project starts that one afresh. pooled_norm: our name of the
     norm after mean pooling. Where both are "", a classifier's norm is `head.norm` whatever it reads.
+
+    note: what whoever loads it should know of the numbers that come out, "" for nothing.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Layout:
     inside: tuple[tuple[str, str], ...] = ()
     token_norm: str = ""
     pooled_norm: str = ""
+    note: str = ""
 
     def to_ours(self, names: Iterable[str]) -> dict[str, str | None]:
         """Each name with ours, the first matching prefix counting; without constants, None for names of no row."""
