@@ -295,7 +295,8 @@ def utilisation(
     optimizer). rate: FLOP/s of a large matrix product in the same format. peak: TFLOP/s of the data sheet.
     """
     speed = flops / seconds
-    parts = [f"{size / seconds:.{1 if size / seconds < 100 else 0}f} {unit}/s"]
+    digits = 0 if size / seconds >= 100 else 1 if size / seconds >= 1 else 3
+    parts = [f"{size / seconds:.{digits}f} {unit}/s"]
     parts += [f"peak memory {side.peak_gb:.1f} GB"] if side.peak_gb is not None else []
     scale, unit = (1e12, "TFLOP/s") if speed > 1e12 else (1e9, "GFLOP/s")
     parts += [f"{speed / scale:.{1 if scale > 1e9 else 0}f} {unit}, {speed / rate:.0%} of a {side.precision} product's"]
