@@ -67,6 +67,20 @@ def benchmark_decode(args: argparse.Namespace) -> Iterator[Row]:
     yield from benchmark_decode(args)
 
 
+def benchmark_mvit(args: argparse.Namespace) -> Iterator[Row]:
+    """MaskFeat's step on MViTv2-S beside the same model of torchvision's blocks; see `benchmark_video.py`."""
+    from benchmark_video import benchmark_mvit  # it needs the video package
+
+    yield from benchmark_mvit(args)
+
+
+def benchmark_pooling(args: argparse.Namespace) -> Iterator[Row]:
+    """The depthwise convolutions of MViTv2-S on a CPU beside torch's own; see `benchmark_video.py`."""
+    from benchmark_video import benchmark_pooling  # it needs the video package
+
+    yield from benchmark_pooling(args)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "hog": benchmark_hog,
     "attention": benchmark_attention,
@@ -75,6 +89,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "mfm": benchmark_mfm,
     "loader": benchmark_loader,
     "decode": benchmark_decode,
+    "mvit": benchmark_mvit,
+    "pooling": benchmark_pooling,
 }
 
 
@@ -112,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}),
         help="thread counts to measure on a CPU (default: 1 and all; the step takes the largest)")  # fmt: skip
     add("--repeats", type=int, default=15, help="timed runs per side (default: %(default)s)")
-    add("--batch", type=int, help="images in a training step (default: 8 on a CPU, 128 on a GPU)")
+    add("--batch", type=int, help="images or clips in a training step (default: 8 or 1 on a CPU, 128 or 16 on a GPU)")
     add("--compile", action=argparse.BooleanOptionalAction, default=None,
         help="measure the training step under torch.compile too (default: on a GPU)")  # fmt: skip
     add("--peak-tflops", type=float,

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from benchmark_step import make_batch, measured, our_step
+from benchmark_step import images, make_batch, measured, our_step
 from benchmark_timing import Row, median_times, threads_of
 from fvcore.common.config import CfgNode
 
@@ -76,7 +76,7 @@ def _step(
     """A training step, the multiply-adds of one image's forward pass, and the GB that the step holds (on a GPU)."""
     torch.manual_seed(0)
     model = build_model(cfg).to(device).train()
-    batch = make_batch(cfg, model.backbone.grid, size, device)
+    batch = make_batch(cfg, model.backbone.grid, images(cfg, size), device)
     run, peak = measured(lambda: our_step(cfg, model, batch, precision, compiled), device)
     return run, forward_macs(model, example_input(cfg, model.backbone.grid)), peak
 

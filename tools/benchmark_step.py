@@ -1,4 +1,4 @@
-"""The training step of MaskFeat (ViT-B) or MFM, forward to optimizer step, beside the same model in its plain form.
+"""A pre-training step, forward to optimizer step, beside the same model in its plain form: MaskFeat (ViT-B) and MFM.
 
 Ours is `Trainer.train_step` itself: target, loss, backward, clipping, NaN guard, fused AdamW. The plain side has the
 same weights, images and masks; attention, HOG and spectra as the ancestors write them (`benchmark_plain.py`), torch's
@@ -18,7 +18,7 @@ import torch
 from benchmark_plain import plain_form, plain_mfm_form
 from benchmark_timing import Row, median_times, pictures, product, threads_of
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from mfm_core.checkpoint.resume import TrainState
 from mfm_core.config import load_config, plan_run
@@ -75,44 +75,71 @@ PlainForm = Callable[[Pretraining], Pretraining]
 """A copy of the model, with the same weights, in its plain form."""
 
 
+@dataclass(frozen=True)
+class Case:
+    """A model to measure: the row's name and the backbone's, its configuration and plain form.
+
+    inputs: (cfg, how many) -> what goes in, normalised. sizes: the step's inputs by device. unit: what an input is.
+    """
+
+    name: str
+    backbone: str
+    config: Path
+    plain_form: PlainForm
+    inputs: Callable[[CfgNode, int], Tensor]
+    example_input: Callable[[CfgNode, tuple[int, ...]], tuple[Tensor, ...]]
+    sizes: dict[str, int]
+    unit: str
+
+
+def image_case(name: str, backbone: str, config: Path, plain_form: PlainForm) -> Case:
+    """A model of images."""
+    return Case(name, backbone, config, plain_form, images, example_input, {"cpu": 8, "cuda": 128}, "images")
+
+
+def images(cfg: CfgNode, count: int) -> Tensor:
+    """`count` pictures, (count, 3, H, W)."""
+    return pictures(count, cfg.DATA.TRAIN_CROP_SIZE, torch.device("cpu"))
+
+
 def benchmark_step(args: argparse.Namespace) -> Iterator[Row]:
     """MaskFeat's step on ViT-B."""
-    return step_rows(args, "step", "ViT-B", MASKFEAT, plain_form)
+    return step_rows(args, image_case("step", "ViT-B", MASKFEAT, plain_form))
 
 
 def benchmark_mfm(args: argparse.Namespace) -> Iterator[Row]:
     """MFM's step on ViT-B and on ResNet-50."""
     for backbone, config in MFM.items():
-        yield from step_rows(args, "mfm", backbone, config, plain_mfm_form)
+        yield from step_rows(args, image_case("mfm", backbone, config, plain_mfm_form))
 
 
-def step_rows(args: argparse.Namespace, name: str, backbone: str, config: Path, plain_form: PlainForm) -> Iterator[Row]:
+def step_rows(args: argparse.Namespace, case: Case) -> Iterator[Row]:
     """A row for each way to take the step; one for the matrix products, which bound what a smaller format can gain."""
     device = torch.device(args.device)
     cpu = device.type == "cpu"
-    size = args.batch or (8 if cpu else 128)
-    cfg = load_config(str(config), ["TRAIN.BATCH_SIZE", str(size), *args.set])
+    size = args.batch or case.sizes[device.type]
+    cfg = load_config(str(case.config), ["TRAIN.BATCH_SIZE", str(size), *args.set])
     threads = max(args.threads) if cpu else 0
     with threads_of(threads) if cpu else nullcontext():
         torch.manual_seed(0)
         model = build_model(cfg).to(device).train()
-        batch = make_batch(cfg, model.backbone.grid, size, device)
+        batch = make_batch(cfg, model.backbone.grid, case.inputs(cfg, size), device)
         compiled = args.compile if args.compile is not None else not cpu
-        sides = build_sides(cfg, model, plain_form, batch, compiled)
-        equal = check_equal(model, plain_form(model), batch, {side.precision for side in sides.values()})
+        sides = build_sides(cfg, model, case.plain_form, batch, compiled)
+        equal = check_equal(model, case.plain_form(model), batch, {side.precision for side in sides.values()})
         kinds = dict.fromkeys(side.precision for side in sides.values())
         products = {kind: product(PRODUCT[device.type], DTYPES[kind], device) for kind in kinds}
         times = median_times({**{name: side.run for name, side in sides.items()}, **products}, args.repeats, device)
-    flops = 6 * forward_macs(model, example_input(cfg, model.backbone.grid)) * size
+    flops = 6 * forward_macs(model, case.example_input(cfg, model.backbone.grid)) * size
     rates = {kind: 2 * PRODUCT[device.type] ** 3 / times[kind] for kind in kinds}
     peak = args.peak_tflops or dense_peak(device)
-    model_name = " ".join([backbone, *args.set])
+    model_name = " ".join([case.backbone, *args.set])
     base = next(iter(sides))
     for way, side in sides.items():
-        remark = utilisation(flops, size, times[way], side, rates[side.precision], peak)
+        remark = utilisation(flops, size, case.unit, times[way], side, rates[side.precision], peak)
         remark += f"; {equal}" if way == base else ""
-        yield Row(name, f"{model_name}, batch {size}, {way}", threads, times[base], times[way], remark)
-    yield from product_rows(name, sides[base].precision, kinds, times, rates, PRODUCT[device.type], threads)
+        yield Row(case.name, f"{model_name}, batch {size}, {way}", threads, times[base], times[way], remark)
+    yield from product_rows(case.name, sides[base].precision, kinds, times, rates, PRODUCT[device.type], threads)
 
 
 def product_rows(
@@ -142,15 +169,14 @@ def dense_peak(device: torch.device) -> float | None:
     return next((peak for key, peak in DENSE_PEAK.items() if key in name), None)
 
 
-def make_batch(cfg: CfgNode, grid: tuple[int, ...], size: int, device: torch.device) -> Batch:
-    """`size` pictures with the masks of the configuration, on the device."""
+def make_batch(cfg: CfgNode, grid: tuple[int, ...], inputs: Tensor, device: torch.device) -> Batch:
+    """The inputs with the masks of the configuration, on the device."""
     masks, generator = masks_from_cfg(cfg, grid), torch.Generator().manual_seed(0)
-    images = pictures(size, cfg.DATA.TRAIN_CROP_SIZE, torch.device("cpu"))
     return Batch(
-        inputs=images.to(device),
-        labels=torch.zeros(size, dtype=torch.int64, device=device),
-        mask=torch.stack([masks(generator, image) for image in images]).to(device),
-        index=torch.arange(size),
+        inputs=inputs.to(device),
+        labels=torch.zeros(len(inputs), dtype=torch.int64, device=device),
+        mask=torch.stack([masks(generator, one) for one in inputs]).to(device),
+        index=torch.arange(len(inputs)),
     )
 
 
@@ -260,14 +286,17 @@ def loss_and_norm(model: Pretraining, batch: Batch, precision: str) -> tuple[flo
     return loss.item(), nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
 
 
-def utilisation(flops: float, size: int, seconds: float, side: Side, rate: float, peak: float | None) -> str:
-    """Images/s, memory, and the model's operations per second as shares of what the device can do.
+def utilisation(
+    flops: float, size: int, unit: str, seconds: float, side: Side, rate: float, peak: float | None
+) -> str:
+    """Images or clips per second, memory, and the model's operations per second as shares of what the device can do.
 
     flops: of the model per step (forward and backward, 3 times the forward pass; nothing is counted for HOG and the
     optimizer). rate: FLOP/s of a large matrix product in the same format. peak: TFLOP/s of the data sheet.
     """
     speed = flops / seconds
-    parts = [f"{size / seconds:.{1 if size / seconds < 100 else 0}f} images/s"]
+    digits = 0 if size / seconds >= 100 else 1 if size / seconds >= 1 else 3
+    parts = [f"{size / seconds:.{digits}f} {unit}/s"]
     parts += [f"peak memory {side.peak_gb:.1f} GB"] if side.peak_gb is not None else []
     scale, unit = (1e12, "TFLOP/s") if speed > 1e12 else (1e9, "GFLOP/s")
     parts += [f"{speed / scale:.{1 if scale > 1e9 else 0}f} {unit}, {speed / rate:.0%} of a {side.precision} product's"]

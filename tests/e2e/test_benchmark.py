@@ -11,6 +11,9 @@ from paths import TOOLS
 TINY = ("MVIT.SIZE", "", "MVIT.EMBED_DIM", "48", "MVIT.DEPTH", "2", "MVIT.NUM_HEADS", "3")
 DECODER = ("MASK.DECODER_DEPTH", "1", "MASK.DECODER_EMBED_DIM", "32", "MASK.DECODER_NUM_HEADS", "2")
 SMALL = ("DATA.TRAIN_CROP_SIZE", "64", "DATA.TEST_CROP_SIZE", "64")
+BLOCKS = ("MVIT.DIM_MUL", "[[1, 2.0]]", "MVIT.HEAD_MUL", "[[1, 2.0]]", "MVIT.EMBED_DIM", "16", "MVIT.DEPTH", "3")
+STRIDES = ("MVIT.POOL_Q_STRIDE", "[[0, 1, 1, 1], [1, 1, 2, 2], [2, 1, 2, 2]]", "MASK.PRETRAIN_DEPTH", "[2]")
+CLIPS = ("DATA.NUM_FRAMES", "4", "AUG.MASK_WINDOW_SIZE", "[2, 4, 4]")
 CASES = {
     "hog": (),
     "attention": ("--attention-shapes", "1", "2", "9", "8"),
@@ -19,6 +22,8 @@ CASES = {
     "mfm": ("--batch", "2", "--set", *TINY, *SMALL),
     "loader": ("--photos", "20"),
     "decode": ("--frames", "80"),
+    "mvit": ("--batch", "2", "--set", *BLOCKS, *STRIDES, *CLIPS, *SMALL),
+    "pooling": (),
 }
 
 

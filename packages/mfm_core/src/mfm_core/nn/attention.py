@@ -1,8 +1,8 @@
 """Self-attention with timm's parameter names, through the kernel that is fastest where it runs.
 
-On GPUs that is torch's fused attention. On CPUs its backward pass loses to two plain matrix products as long as the
-attention matrix stays in cache: at 197 tokens in bfloat16 by 2.5 times, at 65 tokens by 5 times (`tools/benchmark.py
---only attention` measures it).
+On GPUs that is torch's fused attention. On CPUs its backward pass loses to two plain matrix products where keys are
+few: in bfloat16 at 65 tokens by 5 times, at 197 by 2.5 and at 1024 by 1.3 (`tools/benchmark.py --only attention`
+measures it).
 
 Plain products round the logits to the number format, which the fused kernel keeps in float32. In bfloat16 the errors
 of outputs and gradients are therefore larger than the fused kernel's, which are about 0.3 %: about twice with logits
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
-PLAIN_ON_CPU = {2: 512, 4: 128}
-"""Bytes per number -> the longest sequence for which a CPU takes plain matrix products. Where queries and keys are not
-equally many, its square bounds the size of the attention matrix."""
+PLAIN_ON_CPU = {2: 1024, 4: 128}
+"""Bytes per number -> the most keys for which a CPU takes plain matrix products. These keep a number for each query and
+key until the backward pass: the limit bounds that memory, too."""
 
 ALIGNMENT = 8
 """Fused kernels take widths that are a multiple of this."""
@@ -57,8 +57,7 @@ def attend_extended(q: Tensor, k: Tensor, v: Tensor, more_q: Tensor, more_k: Ten
 
 def takes_plain_products(q: Tensor, k: Tensor) -> bool:
     """Whether two plain matrix products are faster here than the fused kernel."""
-    most = PLAIN_ON_CPU.get(q.element_size(), 0)
-    return q.device.type == "cpu" and k.shape[2] <= most and q.shape[2] * k.shape[2] <= most**2
+    return q.device.type == "cpu" and k.shape[2] <= PLAIN_ON_CPU.get(q.element_size(), 0)
 
 
 def _beside(x: Tensor, more: Tensor, zeros: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Depthwise 3-D convolution with a backward pass that is fast on CPUs.
 
 oneDNN, which computes torch's convolutions on CPUs, has kernels for depthwise ones in three dimensions forwards only.
-Backwards it takes its general kernels, ten to a hundred times slower (`tools/benchmark.py --only pooling`). But the
-gradient of the input is a convolution forwards, of the output's gradient with the mirrored kernel, and the gradient of
-the weight is one of two dimensions for each step of the kernel in time, for which there are kernels again.
+Backwards it takes its general kernels for groups, many times slower (`tools/benchmark.py --only pooling`). But the
+gradient of the input is a convolution forwards: of the output's gradient with the mirrored kernel. And the gradient of
+the weight is one of two dimensions for each of the kernel's frames, for which oneDNN has depthwise kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -42,7 +41,7 @@ class _Depthwise(torch.autograd.Function):
         x = x.contiguous(memory_format=LAST)
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        return F.conv3d(x, weight, None, stride, padding, groups=len(weight))
+        return _convolve(x, weight, stride, padding)
 
     @staticmethod
     @once_differentiable
@@ -67,7 +66,7 @@ def input_gradient(gradient: Tensor, weight: Tensor, size: Grid, stride: Grid, p
         zeros[(..., *(slice(None, None, s) for s in stride))] = gradient
         gradient = zeros
     margin = [k - 1 - p for k, p in zip(kernel, padding)]
-    return F.conv3d(gradient, weight.flip(2, 3, 4), None, 1, margin, groups=len(weight))
+    return _convolve(gradient, weight.flip(2, 3, 4), (1, 1, 1), margin)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: Grid, padding: Grid) -> Tensor:
@@ -75,12 +74,13 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: Grid, p
 
     The output's gradient is laid out anew for each, so that its frames are beside those of the input, which is larger.
     """
-    if any(s > 1 for s in stride):  # bfloat16 has no fast kernel for these
+    if gradient.element_size() < 4 and any(s > 1 for s in stride):  # bfloat16 has no fast kernel for strides
         gradient, x, weight = gradient.float(), x.float(), weight.float()
     step, frames, parts = stride[0], x.shape[2], []
     for i in range(weight.shape[2]):
         shift = i - padding[0]  # output frame t is beside input frame t * step + shift
-        first, last = max(0, -(shift // step)), min(gradient.shape[2], -((shift - frames) // step))
+        first = max(0, -(shift // step))
+        last = max(first, min(gradient.shape[2], -((shift - frames) // step)))
         beside = gradient
         if (step, shift) != (1, 0) or gradient.shape[2] != frames:
             beside = _zeros(gradient, (frames, *gradient.shape[3:]))
@@ -96,6 +96,11 @@ def _plane_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: Grid, p
         gradient, x, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), (False, True, False)
     )
     return of_weight
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Below autocast, which would round what comes in another format."""
+    return torch.convolution(x, weight, None, stride, padding, (1, 1, 1), False, (0, 0, 0), len(weight))
 
 
 def _zeros(like: Tensor, size: Sequence[int]) -> Tensor:
