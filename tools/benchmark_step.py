@@ -286,9 +286,7 @@ def loss_and_norm(model: Pretraining, batch: Batch, precision: str) -> tuple[flo
     return loss.item(), nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
 
 
-def utilisation(
-    flops: float, size: int, unit: str, seconds: float, side: Side, rate: float, peak: float | None
-) -> str:
+def utilisation(flops: float, size: int, unit: str, seconds: float, side: Side, rate: float, peak: float | None) -> str:
     """Images or clips per second, memory, and the model's operations per second as shares of what the device can do.
 
     flops: of the model per step (forward and backward, 3 times the forward pass; nothing is counted for HOG and the
