@@ -91,7 +91,8 @@ def test_from_pretraining_to_the_test(kind, trained_clips, only_tests, tmp_path,
         assert line[f"test_top5/clips_{clips}"] == 100.0
     assert line["test_top1"] == pytest.approx(tops[CLIPS[kind][0][0]]) and line["test_videos"] == 5
     assert "clips of a video  test_top1" in said
-    assert "confusion_" in " ".join(p["file"] for p in log_of(tmp_path, "picture"))
+    (confusion,) = log_of(tmp_path, "picture")
+    assert "confusion_" in confusion["file"] and confusion["caption"].startswith("5 videos, per cent")
     tables = {table["name"]: table["rows"] for table in log_of(tmp_path, "table")}
     counted = {row[0]: int(row[1]) for row in tables["accuracy_by_class"]}
     assert counted == {"class 0": 2, "class 1": 2, "class 2": 1} and "missing_videos" not in tables

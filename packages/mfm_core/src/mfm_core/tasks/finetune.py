@@ -76,7 +76,8 @@ class FinetuneTask(ClassificationTask):
             return []
         explained = self.modality.explain(self, model) if self.cfg.MONITOR.NUM_PICTURES else []
         drawn = [*explained, *self._finished]
-        return [(name, picture, f"after {epoch} epochs: {caption}") for name, picture, caption in drawn]
+        when = f"after {epoch} epochs: " if self.cfg.TRAIN.ENABLE else ""  # weights to test do not tell their age
+        return [(name, picture, when + caption) for name, picture, caption in drawn]
 
 
 def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
