@@ -34,4 +34,4 @@ def test_prints_its_rows(name):
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
     assert rows, done.stdout
-    assert all(float(row.split("|")[6]) > 0 for row in rows)
+    assert all(float(row.split("|")[6]) >= 0 for row in rows), done.stdout  # one repeat of next to nothing may be 0.0
