@@ -47,6 +47,7 @@ TINY_CLIPS = [
     *("SOLVER.WARMUP_EPOCHS", "0.5"),
     *("DATA.NUM_FRAMES", "4"),
     *("DATA.SAMPLING_RATE", "2"),
+    *("DATA.TARGET_FPS", "30"),
     *("DATA.DECODING_BACKEND", "pyav"),
     *("DATA.DECODING_SHORT_SIZE", "36"),
     *("DATA.TRAIN_JITTER_SCALES", "[32, 36]"),
