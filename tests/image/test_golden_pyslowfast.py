@@ -6,14 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_cases import cases, load_case
+from pyslowfast_checks import check_gradients, check_steps
 
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import get_cfg
 from mfm_core.losses.classification import soft_cross_entropy
-from mfm_core.optim.build import build_optimizer, set_lr
-from mfm_core.parallel.strategies import Single
-from mfm_core.parallel.world import World
 from mfm_image.models import build_model
 
 
@@ -52,32 +50,6 @@ def load(folder, cfg):
     return model
 
 
-def check_gradients(model, case):
-    tolerance = case["tolerance"]
-    for name, parameter in model.named_parameters():
-        expected = case["grad_norms"][pyslowfast_name(name)]
-        close = pytest.approx(expected, rel=tolerance["grad_norm_rtol"], abs=tolerance["grad_norm_atol"])
-        assert float(parameter.grad.norm()) == close, name
-    assert len(case["grad_norms"]) == len(list(model.parameters()))
-
-
-def train(model, cfg, case, loss_of):
-    """Losses before, between and after the case's steps, and gradient norms before clipping."""
-    steps = case["config"]["train_steps"]
-    optimizer, strategy = build_optimizer(model, cfg), Single(World())
-    set_lr(optimizer, steps["lr"])
-    losses, norms = [], []
-    for _ in range(steps["n"]):
-        optimizer.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        losses.append(loss.item())
-        norms.append(strategy.clip(model.parameters(), steps["clip_grad_l2norm"], None).item())
-        optimizer.step()
-    losses.append(loss_of().item())
-    return torch.tensor(losses), torch.tensor(norms)
-
-
 @pytest.mark.parametrize("folder", cases("pyslowfast/maskfeat_vit_2d"), ids=lambda p: p.name)
 def test_maskfeat(folder):
     case, io = load_case(folder)
@@ -101,10 +73,7 @@ def test_maskfeat(folder):
 
     output.loss.backward()
     check_gradients(model, case)
-    losses, norms = train(model, cfg, case, lambda: model(io["in_input"], mask).loss)
-    rtol = case["tolerance"]["step_loss_rtol"]
-    torch.testing.assert_close(losses, io["out_step_losses"], rtol=rtol, atol=0)
-    torch.testing.assert_close(norms, io["out_step_grad_norms"], rtol=rtol, atol=0)
+    check_steps(model, cfg, case, io, lambda: model(io["in_input"], mask).loss)
 
 
 @pytest.mark.parametrize("folder", cases("pyslowfast/vit_cls_2d"), ids=lambda p: p.name)
@@ -130,10 +99,7 @@ def test_classifier(folder):
     torch.testing.assert_close(loss, io["out_loss"], **tolerance)
     loss.backward()
     check_gradients(model, case)
-    losses, norms = train(model, cfg, case, lambda: soft_cross_entropy(model(io["in_input"]), io["in_soft_target"]))
-    rtol = case["tolerance"]["step_loss_rtol"]
-    torch.testing.assert_close(losses, io["out_step_losses"], rtol=rtol, atol=0)
-    torch.testing.assert_close(norms, io["out_step_grad_norms"], rtol=rtol, atol=0)
+    check_steps(model, cfg, case, io, lambda: soft_cross_entropy(model(io["in_input"]), io["in_soft_target"]))
 
 
 def check_readout(model, io, readout, tolerance):

@@ -8,12 +8,11 @@ import pytest
 import torch
 from golden_cases import cases
 from paths import CONFIGS
+from pyslowfast_checks import check_groups
 
-from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.config import load_config, plan_run
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.masking.block import BlockMask
-from mfm_core.optim.build import build_optimizer
 from mfm_core.optim.schedule import LRSchedule
 from mfm_image.models import build_model, example_input
 
@@ -61,18 +60,7 @@ def image_recipe(name: str):
 @pytest.mark.parametrize("name, entry, tolerance", entries("schedule", "param_groups"))
 def test_parameter_groups(name, entry, tolerance):
     cfg, model = image_recipe(name)
-    optimizer = build_optimizer(model, cfg)
-    ours = {
-        pyslowfast_name(parameter): (group["lr_scale"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for parameter in group["names"]
-    }
-    column = {title: i for i, title in enumerate(entry["columns"])}
-    theirs = {row[column["name"]]: (row[column["lr_scale"]], row[column["weight_decay"]]) for row in entry["rows"]}
-    assert ours.keys() == theirs.keys()
-    for parameter, expected in theirs.items():
-        assert ours[parameter] == pytest.approx(expected, rel=tolerance["rtol"]), parameter
-    assert len(optimizer.param_groups) == entry["num_groups"]
+    check_groups(model, cfg, entry, tolerance["rtol"])
 
 
 @pytest.mark.parametrize("name, entry, tolerance", entries("model_stats"))

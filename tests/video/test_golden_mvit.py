@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from golden_cases import cases, load_case
 from mvit_cases import config_of, recipe
+from pyslowfast_checks import check_gradients, check_groups, check_steps
 
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
@@ -16,9 +17,6 @@ from mfm_core.config.plan import arch_of
 from mfm_core.engine.dry_run import forward_macs
 from mfm_core.losses.classification import soft_cross_entropy
 from mfm_core.masking.enlarged import enlarge
-from mfm_core.optim.build import build_optimizer, set_lr
-from mfm_core.parallel.strategies import Single
-from mfm_core.parallel.world import World
 from mfm_video.models import build_model
 
 
@@ -26,34 +24,6 @@ def load(folder, model):
     report = init_from(model, str(folder / "weights.pyth"))
     assert not report.missing and not report.other_shape and not report.unused and not report.resampled
     return model
-
-
-def check_gradients(model, case):
-    tolerance = case["tolerance"]
-    for name, parameter in model.named_parameters():
-        expected = case["grad_norms"][pyslowfast_name(name)]
-        close = pytest.approx(expected, rel=tolerance["grad_norm_rtol"], abs=tolerance["grad_norm_atol"])
-        assert float(parameter.grad.norm()) == close, name
-    assert len(case["grad_norms"]) == len(list(model.parameters()))
-
-
-def check_steps(model, cfg, case, io, loss_of):
-    """Losses before, between and after the case's optimizer steps, and gradient norms before clipping."""
-    steps = case["config"]["train_steps"]
-    optimizer, strategy = build_optimizer(model, cfg), Single(World())
-    set_lr(optimizer, steps["lr"])
-    losses, norms = [], []
-    for _ in range(steps["n"]):
-        optimizer.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        losses.append(loss.item())
-        norms.append(strategy.clip(model.parameters(), steps["clip_grad_l2norm"], None).item())
-        optimizer.step()
-    losses.append(loss_of().item())
-    rtol = case["tolerance"]["step_loss_rtol"]
-    torch.testing.assert_close(torch.tensor(losses), io["out_step_losses"], rtol=rtol, atol=0)
-    torch.testing.assert_close(torch.tensor(norms), io["out_step_grad_norms"], rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("folder", cases("pyslowfast/maskfeat_mvit_3d"), ids=lambda p: p.name)
@@ -167,18 +137,7 @@ def on_meta(name: str):
 @pytest.mark.parametrize("name, entry, tolerance", entries("schedule", "param_groups"))
 def test_parameter_groups(name, entry, tolerance):
     cfg, model = on_meta(name)
-    optimizer = build_optimizer(model, cfg)
-    ours = {
-        pyslowfast_name(parameter): (group["lr_scale"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for parameter in group["names"]
-    }
-    column = {title: i for i, title in enumerate(entry["columns"])}
-    theirs = {row[column["name"]]: (row[column["lr_scale"]], row[column["weight_decay"]]) for row in entry["rows"]}
-    assert ours.keys() == theirs.keys()
-    for parameter, expected in theirs.items():
-        assert ours[parameter] == pytest.approx(expected, rel=tolerance["rtol"]), parameter
-    assert len(optimizer.param_groups) == entry["num_groups"]
+    check_groups(model, cfg, entry, tolerance["rtol"])
 
 
 @pytest.mark.parametrize("name, entry, tolerance", entries("model_stats"))

@@ -9,6 +9,7 @@ import torch
 from clip_models import released_names
 from golden_cases import cases
 from paths import CONFIGS
+from pyslowfast_checks import check_groups
 
 from mfm_core.config import load_config, plan_run
 from mfm_core.engine.dry_run import describe_run
@@ -56,17 +57,7 @@ def test_model_size(name, entry, tolerance):
 @pytest.mark.parametrize("name, entry, tolerance", entries("schedule", "param_groups"))
 def test_parameter_groups(name, entry, tolerance):
     cfg, model = recipe(name)
-    names = released_names(model)
-    optimizer = build_optimizer(model, cfg)
-    ours = {
-        names[n]: (group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups for n in group["names"]
-    }
-    column = {title: i for i, title in enumerate(entry["columns"])}
-    theirs = {row[column["name"]]: (row[column["lr_scale"]], row[column["weight_decay"]]) for row in entry["rows"]}
-    assert ours.keys() == theirs.keys()
-    for parameter, expected in theirs.items():
-        assert ours[parameter] == pytest.approx(expected, rel=tolerance["rtol"]), parameter
-    assert len(optimizer.param_groups) == entry["num_groups"]
+    check_groups(model, cfg, entry, tolerance["rtol"], released_names(model))
 
 
 @pytest.mark.parametrize("size", ["B", "L", "H"])

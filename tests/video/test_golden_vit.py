@@ -6,13 +6,11 @@ import pytest
 import torch
 from clip_models import golden_config, released_names
 from golden_cases import cases, load_case
+from pyslowfast_checks import check_gradients, check_steps
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.losses.classification import soft_cross_entropy
 from mfm_core.masking.random import mask_of_noise
-from mfm_core.optim.build import build_optimizer, set_lr
-from mfm_core.parallel.strategies import Single
-from mfm_core.parallel.world import World
 from mfm_core.targets.pixel import PixelTarget
 from mfm_video.models import build_model
 
@@ -22,35 +20,6 @@ def load(folder, cfg):
     report = init_from(model, str(folder / "weights.pyth"))
     assert not report.missing and not report.other_shape and not report.unused and not report.notes
     return model
-
-
-def check_gradients(model, case):
-    tolerance = case["tolerance"]
-    names = released_names(model)
-    for name, parameter in model.named_parameters():
-        expected = case["grad_norms"][names[name]]
-        close = pytest.approx(expected, rel=tolerance["grad_norm_rtol"], abs=tolerance["grad_norm_atol"])
-        assert float(parameter.grad.norm()) == close, name
-    assert len(case["grad_norms"]) == len(names)
-
-
-def check_steps(model, cfg, case, io, loss_of):
-    """Losses before, between and after the case's steps, and gradient norms before clipping."""
-    steps = case["config"]["train_steps"]
-    optimizer, strategy = build_optimizer(model, cfg), Single(World())
-    set_lr(optimizer, steps["lr"])
-    losses, norms = [], []
-    for _ in range(steps["n"]):
-        optimizer.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        losses.append(loss.item())
-        norms.append(strategy.clip(model.parameters(), steps["clip_grad_l2norm"], None).item())
-        optimizer.step()
-    losses.append(loss_of().item())
-    rtol = case["tolerance"]["step_loss_rtol"]
-    torch.testing.assert_close(torch.tensor(losses), io["out_step_losses"], rtol=rtol, atol=0)
-    torch.testing.assert_close(torch.tensor(norms), io["out_step_grad_norms"], rtol=rtol, atol=0)
 
 
 def autoencoder_config(case):
@@ -95,7 +64,7 @@ def test_autoencoder(folder):
     torch.testing.assert_close(latent[:, 1:], in_order, **tolerance)
 
     output.loss.backward()
-    check_gradients(model, case)
+    check_gradients(model, case, released_names(model))
     check_steps(model, cfg, case, io, lambda: model(clips, mask).loss)
 
 
@@ -131,7 +100,7 @@ def test_classifier(folder):
     loss = soft_cross_entropy(model(io["in_input"]), io["in_soft_target"])
     torch.testing.assert_close(loss, io["out_loss"], **tolerance)
     loss.backward()
-    check_gradients(model, case)
+    check_gradients(model, case, released_names(model))
     check_steps(model, cfg, case, io, lambda: soft_cross_entropy(model(io["in_input"]), io["in_soft_target"]))
 
 
