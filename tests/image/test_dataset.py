@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from mfm_core.data.files import MAX_REPLACEMENTS
 from mfm_core.data.loader import build_loader
 from mfm_core.data.sampler import EvalSampler, TrainSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import SampleKey
-from mfm_image.data.dataset import MAX_REPLACEMENTS, ImageDataset
+from mfm_image.data.dataset import ImageDataset
 from mfm_image.data.decode import decode_image
 from mfm_image.data.folder import ImageFolder
 from mfm_image.data.transforms import EvalTransform, TrainTransform

@@ -212,7 +212,7 @@ def test_tests_say_which_videos_are_missing(spoilt):
 
 def test_only_bad_videos_end_a_run(spoilt):
     (spoilt / "train.csv").write_text("".join(f"/absent/{i}.mp4 0\n" for i in range(30)))
-    with pytest.raises(UserError, match="full of unreadable videos.*absent.*doctor"):
+    with pytest.raises(UserError, match="full of unreadable files.*absent.*doctor"):
         build.train_dataset(config(spoilt))[SampleKey(0, 0)]
 
 

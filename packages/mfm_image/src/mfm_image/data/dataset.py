@@ -6,26 +6,22 @@ import random
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from mfm_core.data.files import FileDataset
 from mfm_core.data.seeding import derive_seed, seeded
-from mfm_core.errors import UserError
-from mfm_core.interfaces import BadFile, MaskGenerator, Sample, SampleKey
-from mfm_image.data.decode import ImageReader, UnreadableImage
+from mfm_core.interfaces import MaskGenerator, SampleKey
+from mfm_image.data.decode import ImageReader
 from mfm_image.data.folder import ImageFolder
 from mfm_image.data.transforms import Transform
 
-MAX_REPLACEMENTS = 20
 
-
-class ImageDataset(Dataset):
+class ImageDataset(FileDataset):
     """Samples of an `ImageFolder`: `dataset[SampleKey(epoch, index)]`.
 
     Crop, mirroring, augmentation, erasing and mask of a view are functions of (seed, epoch, index, replacement,
     repetition, view), so that the number of loader workers never matters. The file is decoded once for all views.
 
-    A file that cannot be read is recorded in `Sample.bad`. In training another one, drawn by the key, takes its
-    place, and `Sample.index` is the one used. In evaluation the sample has no views, and is left out of its batch.
+    What becomes of files that cannot be read, `FileDataset` says.
 
     Args:
         folder: the files and their labels.
@@ -47,52 +43,13 @@ class ImageDataset(Dataset):
         train: bool = True,
         first_view: Transform | None = None,
     ) -> None:
-        self.listing, self.transform, self.seed = folder, transform, seed
-        self.first_view = first_view or transform
-        self.num_samples, self.mask_generator, self.train = num_samples, mask_generator, train
+        super().__init__(folder, seed, train)
+        self.transform, self.first_view = transform, first_view or transform
+        self.num_samples, self.mask_generator = num_samples, mask_generator
 
-    def __len__(self) -> int:
-        return len(self.listing)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """Raises `UserError` where `MAX_REPLACEMENTS` files after each other cannot be read."""
-        if not self.train:
-            return self._evaluation_sample(key)
-        bad: list[BadFile] = []
-        for replacement in range(key.replacement, key.replacement + MAX_REPLACEMENTS + 1):
-            request = key._replace(replacement=replacement)
-            index = self.file_of(request)
-            try:
-                views, masks = self._views(index, self._stream(request))
-            except UnreadableImage as error:
-                bad.append(BadFile(error.path, error.reason))
-                continue
-            return Sample(index, views, int(self.listing.labels[index]), masks, bad)
-        raise UserError(
-            f"the folder {self.listing.origin} is full of unreadable files: {len(bad)} of {len(bad)} tried, "
-            f"last {bad[-1].path} ({bad[-1].reason}); check it with `python tools/run_net.py doctor`"
-        )
-
-    def file_of(self, key: SampleKey) -> int:
-        """Which file serves the request: `key.index`, or one drawn from the whole folder for a replacement."""
-        if key.replacement == 0:
-            return key.index
-        return derive_seed(self.seed, "replacement", *key.stream) % len(self)
-
-    def _evaluation_sample(self, key: SampleKey) -> Sample:
-        label = int(self.listing.labels[key.index])
-        try:
-            views, masks = self._views(key.index, self._stream(SampleKey(epoch=0, index=key.index)))
-        except UnreadableImage as error:
-            return Sample(key.index, [], label, bad=[BadFile(error.path, error.reason)])
-        return Sample(key.index, views, label, masks)
-
-    def _stream(self, key: SampleKey) -> list[tuple[int | str, ...]]:
-        """The names of the random streams of the views."""
-        return [(self.seed, "sample", *key.stream, view) for view in range(self.num_samples)]
-
-    def _views(self, index: int, streams: list[tuple[int | str, ...]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Decodes file `index` and makes one view, and one mask if any are made, per stream."""
+    def _views(self, index: int, key: SampleKey) -> tuple[list[Tensor], list[Tensor]]:
+        """Decodes file `index` and makes the views, and a mask for each if any are made."""
+        streams = [(self.seed, "sample", *key.stream, view) for view in range(self.num_samples)]
         with ImageReader(self.listing.paths[index]) as image:
             crops = [
                 self.transform.plan(image.height, image.width, random.Random(derive_seed(*name, "crop")))

@@ -6,7 +6,6 @@ faster, as it saves PIL's four-byte pixels and their repacking.
 
 from __future__ import annotations
 
-import errno
 import io
 import warnings
 from collections.abc import Iterator
@@ -19,19 +18,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-_SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Not the file's fault: these are raised as they are."""
+from mfm_core.data.files import SYSTEM_ERRORS, UnreadableFile
 
 
-class UnreadableImage(Exception):
-    """A file that is no readable image: `path`, and the `reason` in one line."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, " ".join(reason.split())
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class UnreadableImage(UnreadableFile):
+    """A file that is no readable image."""
 
 
 class ImageReader:
@@ -128,7 +119,7 @@ def _readable(path: str) -> Iterator[None]:
         except UnidentifiedImageError as error:
             raise UnreadableImage(path, "this is not an image, or of a format that PIL does not know") from error
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
+            if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
                 raise
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
             raise UnreadableImage(path, reason) from error

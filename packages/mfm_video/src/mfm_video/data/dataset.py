@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mfm_core.data.files import FileDataset
 from mfm_core.data.seeding import derive_seed, seeded
-from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, MaskGenerator, Sample, SampleKey
 from mfm_video.data.decode import Video, open_video
 from mfm_video.data.lists import VideoList
@@ -19,19 +19,17 @@ from mfm_video.data.sampling import ClipSpec, clip_indices, even_start, random_s
 from mfm_video.data.transforms import ClipTransform
 from mfm_video.data.unreadable import UnreadableVideo
 
-MAX_REPLACEMENTS = 20
 Opener = Callable[[str], Video]
 
 
-class VideoDataset(Dataset):
+class VideoDataset(FileDataset):
     """Training clips, and the one in the middle for evaluation: `dataset[SampleKey(epoch, index)]`.
 
     A sample has `clips` times `num_samples` views: several stretches of the video, each with several augmentations,
     in this order; all are decoded in one go. Their beginnings, crops, augmentations and masks are functions of (seed,
     epoch, index, replacement, repetition, clip or view), so that the number of loader workers never matters.
 
-    A video that cannot be used is recorded in `Sample.bad`. In training another one, drawn by the key, takes its
-    place, and `Sample.index` is the one used. In evaluation the sample has no views, and is left out of its batch.
+    What becomes of videos that cannot be used, `FileDataset` says.
 
     Args:
         listing: paths and labels.
@@ -59,45 +57,10 @@ class VideoDataset(Dataset):
         first_view: ClipTransform | None = None,
         opener: Opener = open_video,
     ) -> None:
-        self.listing, self.spec, self.transform, self.seed = listing, spec, transform, seed
+        super().__init__(listing, seed, train)
+        self.spec, self.transform = spec, transform
         self.clips, self.num_samples, self.mask_generator = clips, num_samples, mask_generator
-        self.train, self.first_view, self.opener = train, first_view or transform, opener
-
-    def __len__(self) -> int:
-        return len(self.listing)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """Raises `UserError` where `MAX_REPLACEMENTS` videos after each other cannot be used."""
-        if not self.train:
-            return self._evaluation_sample(key.index)
-        bad: list[BadFile] = []
-        for replacement in range(key.replacement, key.replacement + MAX_REPLACEMENTS + 1):
-            request = key._replace(replacement=replacement)
-            index = self.file_of(request)
-            try:
-                views, masks = self._views(index, request)
-            except UnreadableVideo as error:
-                bad.append(BadFile(error.path, error.reason))
-                continue
-            return Sample(index, views, int(self.listing.labels[index]), masks, bad)
-        raise UserError(
-            f"{self.listing.origin} is full of unreadable videos: {len(bad)} of {len(bad)} tried, "
-            f"last {bad[-1].path} ({bad[-1].reason}); check it with `python tools/run_net.py doctor`"
-        )
-
-    def file_of(self, key: SampleKey) -> int:
-        """Which video serves the request: `key.index`, or one drawn from the whole list for a replacement."""
-        if key.replacement == 0:
-            return key.index
-        return derive_seed(self.seed, "replacement", *key.stream) % len(self)
-
-    def _evaluation_sample(self, index: int) -> Sample:
-        label = int(self.listing.labels[index])
-        try:
-            views, masks = self._views(index, SampleKey(epoch=0, index=index))
-        except UnreadableVideo as error:
-            return Sample(index, [], label, bad=[BadFile(error.path, error.reason)])
-        return Sample(index, views, label, masks)
+        self.first_view, self.opener = first_view or transform, opener
 
     def _views(self, index: int, key: SampleKey) -> tuple[list[Tensor], list[Tensor]]:
         """Decodes the clips of video `index` and makes the views, and as many masks if any are made."""

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SYSTEM_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Not the file's fault: these are raised as they are."""
+from mfm_core.data.files import SYSTEM_ERRORS, UnreadableFile
 
 
-class UnreadableVideo(Exception):
-    """A file or folder that is no readable video: `path`, and the `reason` in one line."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, " ".join(reason.split())
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class UnreadableVideo(UnreadableFile):
+    """A file or folder that is no readable video."""
 
 
 @contextmanager
