@@ -30,7 +30,49 @@ class PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-class VisionTransformer(nn.Module):
+class TransformerEncoder(nn.Module):
+    """What encoders of patches in blocks have in common: `patch_embed`, `cls_token` (or None), `blocks`, `embed_dim`.
+
+    They end without a norm: heads bring their own.
+    """
+
+    needs_norm = True
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """1 with a class token, else 0."""
+        return int(self.cls_token is not None)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C, *size) to patch tokens (B, L, D), without positions or class token."""
+        return self.patch_embed(x)
+
+    def with_class_token(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) to (B, prefix + L, D)."""
+        if self.cls_token is None:
+            return tokens
+        return torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Frozen-feature read-out: (B, D), the mean over the patch tokens of the last block, each normalised."""
+        tokens = self.tokens(x)[:, self.num_prefix_tokens :]
+        return torch.nn.functional.layer_norm(tokens.float(), (self.embed_dim,)).mean(dim=1)
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter for layer decay: 0 for the embeddings, i + 1 for block i, else `num_layers`."""
+        if name.split(".")[0] in ("cls_token", "pos_embed", "patch_embed"):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.num_layers
+
+    @property
+    def num_layers(self) -> int:
+        """The layer of a head."""
+        return len(self.blocks) + 1
+
+
+class VisionTransformer(TransformerEncoder):
     """The encoder without a final norm: heads bring their own.
 
     size: input pixels along each axis. patch_kernel, patch_stride, patch_padding: as long as `size`.
@@ -38,8 +80,6 @@ class VisionTransformer(nn.Module):
     `sincos_2d`. drop_path: rate of the last block, growing linearly from 0. layer_scale: initial value, 0 for none.
     act_checkpoint: recompute blocks in the backward pass.
     """
-
-    needs_norm = True
 
     def __init__(
         self,
@@ -92,23 +132,13 @@ class VisionTransformer(nn.Module):
             f"block {last} of {last}": self.blocks[-1],
         }
 
-    @property
-    def num_prefix_tokens(self) -> int:
-        """1 with a class token, else 0."""
-        return int(self.cls_token is not None)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, C, *size) to patch tokens (B, L, D), without positions or class token."""
-        return self.patch_embed(x)
-
     def encode(self, tokens: Tensor, depths: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
         """Adds class token and positions and runs the blocks.
 
         tokens: (B, L, D). keep: (B, V) indices of the patch tokens that enter the blocks, None for all L.
         Returns the outputs of the blocks named in `depths`, each (B, prefix + V, D).
         """
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = self.with_class_token(tokens)
         if self.pos_embed is not None:
             tokens = tokens + position_table(self.pos_embed)
         if keep is not None:
@@ -129,24 +159,6 @@ class VisionTransformer(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, *size) to the last block's tokens (B, prefix + L, D)."""
         return self.encode(self.embed(x), [self.depth - 1])[0]
-
-    def features(self, x: Tensor) -> Tensor:
-        """Frozen-feature read-out: (B, D), the mean over the patch tokens of the last block, each normalised."""
-        tokens = self.tokens(x)[:, self.num_prefix_tokens :]
-        return torch.nn.functional.layer_norm(tokens.float(), (self.embed_dim,)).mean(dim=1)
-
-    def layer_of(self, name: str) -> int:
-        """The depth of a parameter for layer decay: 0 for the embeddings, i + 1 for block i, else `num_layers`."""
-        if name.split(".")[0] in ("cls_token", "pos_embed", "patch_embed"):
-            return 0
-        if name.startswith("blocks."):
-            return int(name.split(".")[1]) + 1
-        return self.num_layers
-
-    @property
-    def num_layers(self) -> int:
-        """The layer of a head."""
-        return self.depth + 1
 
     def no_weight_decay(self) -> set[str]:
         """Names that weight decay may spare (`MVIT.ZERO_DECAY_POS_CLS`)."""

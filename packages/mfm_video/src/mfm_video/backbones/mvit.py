@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
 from mfm_core.nn.pos_embed import make_positions, position_table
-from mfm_core.nn.vit import PatchEmbed, init_weights, run_block
+from mfm_core.nn.vit import PatchEmbed, TransformerEncoder, init_weights, run_block
 from mfm_video.backbones.pooling_attention import MultiscaleBlock, PoolingAttention
 from mfm_video.backbones.stages import BlockPlan, adaptive_strides, plan_blocks
 
 
-class MViT(nn.Module):
+class MViT(TransformerEncoder):
     """The encoder without a final norm: heads bring their own.
 
     size: frames, height and width of a clip. patch_kernel, patch_stride, patch_padding: of the stem, a convolution.
@@ -31,8 +31,6 @@ class MViT(nn.Module):
     layer_scale: initial value, 0 for none. act_checkpoint: recompute blocks in the backward pass.
     The rest is as in `PoolingAttention`. Clips of other sizes are encoded with resampled positions.
     """
-
-    needs_norm = True
 
     def __init__(
         self,
@@ -100,18 +98,9 @@ class MViT(nn.Module):
         blocks = {f"block {i + 1} of {self.depth}": self.blocks[i] for i in last}
         return {"patch embedding": self.patch_embed, **blocks}
 
-    @property
-    def num_prefix_tokens(self) -> int:
-        """1 with a class token, else 0."""
-        return int(self.cls_token is not None)
-
     def grid_of(self, size: Grid) -> Grid:
         """The grid of the patch embedding of a clip with these frames, height and width."""
         return tuple((n + 2 * p - k) // s + 1 for n, (k, s, p) in zip(size, self._stem))
-
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to patch tokens (B, L, D), row-major over `embed_grid`, without positions or class token."""
-        return self.patch_embed(x)
 
     def encode(
         self, tokens: Tensor, depths: Sequence[int], keep: Tensor | None = None, grid: Grid | None = None
@@ -124,8 +113,7 @@ class MViT(nn.Module):
         if keep is not None:
             raise ValueError("a multiscale transformer pools whole grids; no token can be left out")
         grid = grid or self.embed_grid
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = self.with_class_token(tokens)
         positions = self._positions(grid)
         tokens = self.pos_drop(tokens if positions is None else tokens + positions)
         outputs = []
@@ -150,24 +138,6 @@ class MViT(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to the last block's tokens (B, prefix + L, D), row-major over `grid`."""
         return self.encode(self.embed(x), [self.depth - 1], grid=self.grid_of(x.shape[2:]))[0]
-
-    def features(self, x: Tensor) -> Tensor:
-        """Frozen-feature read-out: (B, D), the mean over the patch tokens of the last block, each normalised."""
-        tokens = self.tokens(x)[:, self.num_prefix_tokens :]
-        return F.layer_norm(tokens.float(), (self.embed_dim,)).mean(dim=1)
-
-    def layer_of(self, name: str) -> int:
-        """The depth of a parameter for layer decay: 0 for the embeddings, i + 1 for block i, else `num_layers`."""
-        if name.split(".")[0] in ("cls_token", "pos_embed", "patch_embed"):
-            return 0
-        if name.startswith("blocks."):
-            return int(name.split(".")[1]) + 1
-        return self.num_layers
-
-    @property
-    def num_layers(self) -> int:
-        """The layer of a head."""
-        return self.depth + 1
 
     def no_weight_decay(self) -> set[str]:
         """Names that weight decay may spare (`MVIT.ZERO_DECAY_POS_CLS`): class token and all positions."""
