@@ -3,10 +3,10 @@
 import pytest
 import torch
 from clips import write_lists
+from entry_point import run_net
 from tiny_runs import PRETRAINED_BY, QUIET, tiny_clip_config
 
 from mfm_core.checkpoint.resume import newest_checkpoint
-from mfm_image.entry import main
 from mfm_video.entry import main as video_main
 
 
@@ -44,13 +44,14 @@ def trained_clips(clip_folder, tmp_path_factory):
 
 @pytest.fixture
 def error_of(capsys):
-    """Runs a configuration that must fail; the one line it says."""
+    """Runs a configuration or a command line that must fail; the one line it says."""
 
-    def error_of(cfg) -> str:
+    def error_of(what) -> str:
         capsys.readouterr()
-        assert main(cfg) == 2
+        code = run_net.main(what) if isinstance(what, list) else run_net.entry_of(what).main(what)
         error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
+        assert code == 2
+        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
         return error
 
     return error_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from entry_point import run_net
 from paths import CONFIGS, TOOLS
 from photos import picture
 from PIL import Image
@@ -24,10 +24,6 @@ from tiny_runs import TINY, assert_same, last_state, tiny_config
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.objective import MaskedPrediction
 from mfm_image.entry import main
-
-spec = importlib.util.spec_from_file_location("run_net", TOOLS / "run_net.py")
-run_net = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(run_net)
 
 PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
 CLIPS = str(CONFIGS / "demo_video" / "pretrain.yaml")
@@ -39,21 +35,6 @@ SHRUNK = [*TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
 def photos(photo_folder, tmp_path):
     """A copy of the photos to spoil."""
     return Path(shutil.copytree(photo_folder, tmp_path / "photos"))
-
-
-@pytest.fixture
-def error_of(capsys):
-    """Runs a configuration or a command line that must fail; the one line it says."""
-
-    def error_of(what) -> str:
-        capsys.readouterr()
-        code = run_net.main(what) if isinstance(what, list) else main(what)
-        error = capsys.readouterr().err
-        assert code == 2
-        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
-        return error
-
-    return error_of
 
 
 def log_of(output: Path, kind: str) -> list[dict]:

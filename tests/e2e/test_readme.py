@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 
 import pytest
-from paths import REPOSITORY, TOOLS
+from entry_point import run_net
+from paths import REPOSITORY
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if "run_net.py" in line]
-
-spec = importlib.util.spec_from_file_location("run_net_of_readme", TOOLS / "run_net.py")
-run_net = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(run_net)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -13,15 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from clips import moving, truncate, write_clip, write_sound
+from entry_point import run_net
 from paths import CONFIGS, TOOLS
 from tiny_runs import QUIET, last_state, log_of, tiny_clip_config
 
 from mfm_core.engine.score_file import load_scores
 from mfm_video.entry import main
-
-spec = importlib.util.spec_from_file_location("run_net", TOOLS / "run_net.py")
-run_net = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(run_net)
 
 PRETRAIN, FINETUNE = (str(CONFIGS / "demo_video" / f"{name}.yaml") for name in ("pretrain", "finetune"))
 AUTOENCODER = str(CONFIGS / "masked_ssl" / "k400_VIT_B_16x4_MAE_PT.yaml")
@@ -32,21 +28,6 @@ ONE_EPOCH = [*QUIET, "SOLVER.MAX_EPOCH", "1", "TRAIN.EVAL_PERIOD", "1"]
 def clips(clip_folder, tmp_path):
     """A copy of the clips to spoil."""
     return Path(shutil.copytree(clip_folder, tmp_path / "clips"))
-
-
-@pytest.fixture
-def error_of(capsys):
-    """Runs a configuration or a command line that must fail; the one line it says."""
-
-    def error_of(what) -> str:
-        capsys.readouterr()
-        code = run_net.main(what) if isinstance(what, list) else main(what)
-        error = capsys.readouterr().err
-        assert code == 2
-        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
-        return error
-
-    return error_of
 
 
 def spoil(clips: Path, split: str) -> dict[str, str]:
