@@ -129,7 +129,7 @@ class TestFiles:
             path.write_bytes(b"")
         cfg = tiny_clip_config("maskfeat", clips, tmp_path / "out", "DATA_LOADER.NUM_WORKERS", workers, *ONE_EPOCH)
         error = error_of(cfg)
-        assert "unreadable videos" in error and "doctor" in error and "train.csv" in error
+        assert "unreadable files" in error and "doctor" in error and "train.csv" in error
 
     def test_tests_name_what_is_missing(self, clips, trained_clips, tmp_path):
         """Each bad video has no view and does not count; the others' scores are those of a list without it."""
