@@ -112,7 +112,7 @@ def build_trainer(
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
-    log = RunLog(folder if world.is_main else None, first_step=state.step)
+    log = RunLog(folder if world.is_main else None, first_step=state.step, rewind=cfg.TRAIN.AUTO_RESUME)
     _log_start(cfg, task, plan, world, log, precision, warnings, notes)
     repetitions = cfg.AUG.REPEATED_SAMPLER
     sampler = TrainSampler(
