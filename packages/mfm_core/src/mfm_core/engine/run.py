@@ -30,7 +30,7 @@ from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
-from mfm_core.parallel.world import World, join_world, leave_world
+from mfm_core.parallel.world import World, join_world, leave_world, loss_of_peer
 
 logger = logging.getLogger(__name__)
 TaskBuilder = Callable[[CfgNode, World, str], object]
@@ -80,9 +80,13 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         log.end("stopped", "interrupted")
         return 130
     except Exception as error:
-        log.end("failed", f"{type(error).__name__}: {error}")
-        let_main_speak()
-        raise
+        lost = loss_of_peer(error, world, cfg.DIST.TIMEOUT)
+        log.end("failed", lost or f"{type(error).__name__}: {error}")
+        let_main_speak(3.0 if lost else 10.0)
+        if lost is None:
+            raise
+        exit_with(UserError(lost))
+        return 1
 
 
 def build_trainer(
