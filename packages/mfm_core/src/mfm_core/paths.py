@@ -106,8 +106,8 @@ def local_path(path: str, key: str) -> str:
         return path
     scheme = path.split("://")[0]
     try:
-        _register(scheme)
-        local = g_pathmgr.get_local_path(path) if _handled(path) else None
+        manager = _manager(path)
+        local = manager.get_local_path(path) if manager else None
     except FileNotFoundError:
         raise AbsentFile(f"{key}: {path} does not exist.") from None
     except Exception as error:  # each handler has errors of its own
@@ -130,21 +130,31 @@ def require_local(path: str, key: str, what: str) -> str:
     return path
 
 
-def _register(scheme: str) -> None:
-    """Gives iopath the handlers of addresses that it does not know yet."""
-    if _handled(f"{scheme}://"):
-        return
-    if scheme in ("http", "https", "ftp"):
-        g_pathmgr.register_handler(WebHandler(), allow_override=True)
-    elif scheme == "s3" and find_spec("boto3"):
+WEB = PathManager()
+"""Reads web addresses by the handler above, whatever others have told iopath's own manager."""
+WEB.register_handler(WebHandler())
+
+
+def _manager(path: str) -> PathManager | None:
+    """Who reads an address; None where nobody does."""
+    if _knows(WEB, path):
+        return WEB
+    if not _knows(g_pathmgr, path):
+        _register(path.split("://")[0] + "://")
+    return g_pathmgr if _knows(g_pathmgr, path) else None
+
+
+def _register(prefix: str) -> None:
+    """Gives iopath the handlers of such addresses that are installed."""
+    if prefix == "s3://" and find_spec("boto3"):
         from iopath.common.s3 import S3PathHandler
 
         g_pathmgr.register_handler(S3PathHandler(profile=None))
     for point in entry_points(group=HANDLERS):
         handler: PathHandler = point.load()()
-        if f"{scheme}://" in handler._get_supported_prefixes():
-            g_pathmgr.register_handler(handler, allow_override=True)
+        if prefix in handler._get_supported_prefixes():
+            g_pathmgr.register_handler(handler)
 
 
-def _handled(path: str, manager: PathManager = g_pathmgr) -> bool:
+def _knows(manager: PathManager, path: str) -> bool:
     return any(path.startswith(prefix) for prefix in manager._path_handlers)
