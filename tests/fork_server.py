@@ -26,6 +26,7 @@ class ForkServer:
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output.txt"
         self._fifo = folder / "marks"
+        self._said = b""
         os.mkfifo(self._fifo)
 
     def __enter__(self) -> ForkServer:
@@ -73,11 +74,15 @@ class ForkServer:
         return left
 
     def _read(self, timeout: float) -> dict:
-        if not select.select([self._server.stdout], [], [], timeout)[0]:
-            raise TimeoutError(f"nothing for {timeout} s; the run said: {self.output.read_text()[-2000:]}")
-        line = self._server.stdout.readline()
-        if not line:
-            raise EOFError("the server died")
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._said:
+            if not select.select([self._server.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError(f"nothing for {timeout} s; the run said: {self.output.read_text()[-2000:]}")
+            more = os.read(self._server.stdout.fileno(), 65536)
+            if not more:
+                raise EOFError("the server died")
+            self._said += more
+        line, self._said = self._said.split(b"\n", 1)
         return json.loads(line)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -75,6 +76,7 @@ class TensorBoard:
     def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _keep_threads_quiet()
         with self._disk():
             self._writer = SummaryWriter(self.folder, purge_step=purge_step)
 
@@ -108,6 +110,19 @@ class TensorBoard:
     def close(self) -> None:
         with self._disk():
             self._writer.close()
+
+
+def _keep_threads_quiet() -> None:
+    """TensorBoard's thread raises to the terminal what its next call raises again."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        known = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (known and isinstance(arguments.exc_value, OSError)):
+            before(arguments)
+
+    if before.__module__ != __name__:
+        threading.excepthook = hook
 
 
 def progress_line(
