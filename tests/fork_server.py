@@ -138,7 +138,7 @@ def _run(run_net, order: dict) -> None:
 
 
 def _instrument(marks: int, faults: dict) -> None:
-    """Ranks start by fork, and rank 0 marks where it is. faults: {"rank": r, "step": s, "error": name of a class}."""
+    """Ranks start by fork, and rank 0 marks where it is. faults: {"rank": r, "step": s, "error": a class, or nan}."""
     from functools import partial
 
     from mfm_core.checkpoint import resume
@@ -174,7 +174,10 @@ def _instrument(marks: int, faults: dict) -> None:
 
     def faulty_step(trainer, batch):
         if faults.get("rank") == trainer.world.rank and faults["step"] == trainer.state.step:
-            raise {"UserError": UserError, "RuntimeError": RuntimeError}[faults["error"]]("only here")
+            if faults["error"] == "nan":  # in the last of two micro-batches
+                batch.inputs.chunk(2)[1].fill_(float("nan"))
+            else:
+                raise {"UserError": UserError, "RuntimeError": RuntimeError}[faults["error"]]("only here")
         return step(trainer, batch)
 
     resume.save_atomic = marked(slow_save, SAVE, SAVED)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import http.server
 import logging
 import multiprocessing
-import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from iopath.common.file_io import PathHandler, g_pathmgr
+from iopath.common.file_io import PathHandler
+from web import Handler, Site, ask_anew
 
 from mfm_core import paths
 from mfm_core.checkpoint.io import load_file_state
@@ -21,51 +19,11 @@ from mfm_core.errors import UserError
 from mfm_core.paths import AbsentFile, cached_name, is_remote, local_path, require_local
 
 
-class Site(http.server.ThreadingHTTPServer):
-    """A folder on loopback that counts what it hands out."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.served = folder, []
-        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        self.address = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_request(self, code="-", size="-"):
-        self.server.served.append((self.path, int(code)))
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A server; the cache is a folder of the test, and nothing is known of earlier fetches."""
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    handlers = dict(g_pathmgr._path_handlers)
-    anew()
-    (tmp_path / "site").mkdir()
-    site = Site(tmp_path / "site")
-    yield site
-    site.shutdown()
-    site.server_close()
-    g_pathmgr._path_handlers.clear()
-    g_pathmgr._path_handlers.update(handlers)
-
-
 def message_of(function, *arguments) -> str:
     with pytest.raises(UserError) as caught:
         function(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def anew() -> None:
-    """As a new process, which has not asked yet."""
-    for handler in paths.WEB._path_handlers.values():
-        handler.cache_map.clear()
 
 
 def test_what_is_an_address():
@@ -80,13 +38,13 @@ def test_a_checkpoint_is_fetched_once_and_again_when_it_changes(site):
     for _ in range(2):
         assert load_file_state(f"{site.address}/x.pyth")["a"].tolist() == [0, 1, 2]
     assert site.served == [("/x.pyth", 200)]
-    anew()
+    ask_anew()
     load_file_state(f"{site.address}/x.pyth")
     assert site.served[1:] == [("/x.pyth", 304)]
     torch.save({"a": torch.arange(4)}, file)
     later = file.stat().st_mtime + 10
     paths.os.utime(file, (later, later))
-    anew()
+    ask_anew()
     assert len(load_file_state(f"{site.address}/x.pyth")["a"]) == 4
 
 
@@ -133,7 +91,7 @@ def test_the_copy_serves_where_nobody_answers(site, caplog):
     local_path(address, "KEY")
     site.shutdown()
     site.server_close()
-    anew()
+    ask_anew()
     with caplog.at_level(logging.WARNING):
         assert Path(local_path(address, "KEY")).read_text() == "one"
     assert address in caplog.text

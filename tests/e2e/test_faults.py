@@ -14,6 +14,8 @@ from fork_server import EVALUATE, EVALUATED, SAVE, SAVED, TRAIN, ForkServer
 from paths import CONFIGS
 from tiny_runs import QUIET, TINY, assert_same, last_state, log_of
 
+from mfm_core.data.sampler import TrainSampler
+
 KILLS = int(os.environ.get("MFM_FAULT_KILLS", "8"))
 SEED = int(os.environ.get("MFM_FAULT_SEED", "0"))
 BOUND_S = 90.0
@@ -136,3 +138,26 @@ def test_an_error_on_one_rank_stops_the_others(error, rank, server, photo_folder
     assert code == (2 if error == "UserError" else 1), said
     assert "only here" in said, said
     assert ("Traceback" in said) == (error == "RuntimeError"), said
+
+
+@pytest.mark.parametrize("remedy", ["stop", "skip"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_nan_on_one_rank_names_step_and_files(remedy, rank, server, photo_folder, tmp_path):
+    """In the second of its two micro-batches: the files of that one are named, and no others."""
+    paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_EPOCH", "2"]
+    keys = ["TRAIN.ACCUM_STEPS", "2", "TRAIN.NONFINITE", remedy, "LOG_PERIOD", "3"]
+    server.start([*TWO, *paths, *keys], faults={"rank": rank, "step": 4, "error": "nan"})
+    code = server.wait(BOUND_S)
+    server.close_marks()
+    assert code == (2 if remedy == "stop" else 0), server.output.read_text()
+    if remedy == "stop":
+        said = log_of(tmp_path, "end")[-1]["message"]
+        assert "Training stopped: at step 4 the loss was nan" in said
+        assert last_state(tmp_path)["step"] == 3, "what came after the fault is not saved"
+    else:
+        (said,) = [line["message"] for line in log_of(tmp_path, "warning") if "skipped" in line["message"]]
+        assert "Step 4 was skipped" in said and last_state(tmp_path)["guard_state"]["skipped"] == 1
+        assert all(t.isfinite().all() for t in last_state(tmp_path)["model_state"].values())
+    keys = list(TrainSampler(24, 4, rank, 2, seed=0, start_epoch=1, start_step=1))[0][2:]
+    names = [f"{photo_folder}/train/{('apple', 'bear', 'cat')[key.index // 8]}/{key.index % 8}.JPEG" for key in keys]
+    assert said.endswith(f"Files in the batch: rank {rank}: {', '.join(names)}")

@@ -110,6 +110,8 @@ def build_trainer(
         },
     )
     notes = _restore(cfg, state, plan, folder)
+    if plan.left_out:
+        notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time: no whole batch")
     steps = set(world.gather(state.step))
     if len(steps) > 1:
         raise UserError(
