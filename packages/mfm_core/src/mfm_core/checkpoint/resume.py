@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
 
 def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode) -> Path:
     """Writes checkpoint_epoch_EEEEE.pyth after an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
-    for torn in folder.glob(".checkpoint_*.tmp"):  # of a save that was killed
-        torn.unlink(missing_ok=True)
+    _remove(folder.glob(".checkpoint_*.tmp"))  # of a save that was killed
     epoch, inside = divmod(state.step, plan.steps_per_epoch)
     path = folder / (f"checkpoint_step_{state.step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
     save_atomic(
@@ -76,9 +76,19 @@ def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode
         path,
     )
     if cfg.TRAIN.CHECKPOINT_KEEP > 0:
-        for old in list_checkpoints(folder, plan)[cfg.TRAIN.CHECKPOINT_KEEP :]:
-            old.unlink(missing_ok=True)
+        paths = list_checkpoints(folder, plan)
+        # Those of later steps are torn, or of another run that was here: they must not push out what can be continued.
+        _remove(paths[paths.index(path) :][cfg.TRAIN.CHECKPOINT_KEEP :])
     return path
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Files that stay where they cannot be removed cost room, not the run."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("warning: the old %s cannot be removed (%s).", path, error.strerror)
 
 
 def list_checkpoints(folder: Path, plan: RunPlan) -> list[Path]:
