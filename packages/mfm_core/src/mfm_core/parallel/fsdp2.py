@@ -38,8 +38,8 @@ class FSDP2(Sharded):
     param_dtype: blocks are put together, and compute, in it; None for that of their pieces. What stands outside of
     blocks (embeddings, positions, norms and heads), and blocks with BatchNorm, stay in float32. reduce_dtype:
     gradients are summed in it. reshard_after_forward: forget the other processes' pieces of a block after its forward
-    pass, and put it together again for the backward pass; what stands outside of blocks stays. cpu_offload: pieces, gradients and moments lie in main
-    memory, where the optimizer steps them.
+    pass, and put it together again for the backward pass; what stands outside of blocks stays. cpu_offload: pieces,
+    gradients and moments lie in main memory, where the optimizer steps them.
     """
 
     def __init__(
