@@ -42,6 +42,8 @@ class FSDP2(Sharded):
     gradients and moments lie in main memory, where the optimizer steps them.
     """
 
+    name = "fsdp2"
+
     def __init__(
         self,
         world: World,
