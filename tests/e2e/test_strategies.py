@@ -21,6 +21,7 @@ ONE_BLOCK = ("MVIT.DEPTH", 1, "MASK.PRETRAIN_DEPTH", "[0]")
 CLIP = ("SOLVER.CLIP_GRAD_L2NORM", 0.05)
 AVERAGED = ("TRAIN.EMA_DECAY", 0.9, *CLIP)
 EXACT = 1e-5
+LOOSE = {"rtol": 0.05, "atol": 0.05}
 
 
 def matrix() -> list[Case]:
@@ -76,23 +77,23 @@ def specials(size: int) -> dict[Case, int]:
             Case(f"{s} fp16", s, precision="fp16", overrides=CLIP): size,
             Case(f"{s} average", s, overrides=AVERAGED): 1,
             Case(f"{s} BatchNorm", s, kind="resnet", solver="sgd"): size,
-            Case(f"{s} BatchNorm bf16", s, kind="resnet", solver="sgd", precision="bf16"): size,
             Case(f"{s} layer decay", s, kind="classifier", overrides=("SOLVER.LAYER_DECAY", 0.6)): 1,
             Case(f"{s} value", s, overrides=("SOLVER.CLIP_GRAD_VAL", 0.005)): 1,
             Case(f"{s} probe", s, kind="probe", solver="lars", overrides=("SOLVER.LARS_ADAPT_1D", True)): 1,
-            Case(f"{s} probe bf16", s, kind="probe", solver="lars", precision="bf16"): 1,
             # not AdamW, which makes whole steps of rounding noise: all that a key's bias ever has for a gradient
             Case(f"{s} autoencoder", s, kind="mff", solver="sgd"): 1,
             Case(f"{s} video", s, kind="mvit", solver="sgd", parts=2, overrides=CLIP): 1,
-            Case(f"{s} video bf16", s, kind="mvit", solver="sgd", precision="bf16"): size,
             Case(f"{s} recomputed", s, overrides=("MODEL.ACT_CHECKPOINT", True)): 1,
-            Case(f"{s} recomputed bf16", s, overrides=("MODEL.ACT_CHECKPOINT", True), precision="bf16"): size,
         }
         if s != "sharded_ddp":
             cases[Case(f"{s} idle last", s, twist="idle in the last", parts=2, overrides=found_unused(s))] = 2 * size
     keep, offload = ("DIST.RESHARD_AFTER_FORWARD", False), ("DIST.CPU_OFFLOAD", True)
     exact = ("DIST.PARAM_PRECISION", "fp32")
     cases |= {
+        Case("fsdp2 BatchNorm bf16", "fsdp2", kind="resnet", solver="sgd", precision="bf16"): size,
+        Case("fsdp2 probe bf16", "fsdp2", kind="probe", solver="lars", precision="bf16"): 1,
+        Case("fsdp2 video bf16", "fsdp2", kind="mvit", solver="sgd", precision="bf16"): size,
+        Case("fsdp2 recomputed bf16", "fsdp2", overrides=("MODEL.ACT_CHECKPOINT", True), precision="bf16"): size,
         Case("fsdp2 exact", "fsdp2", precision="bf16", overrides=exact): size,
         Case("ddp idle parts", "ddp", twist="idle in parts", overrides=found_unused("ddp")): size,
         Case("sharded_ddp no buckets", "sharded_ddp", twist="no buckets", parts=2, overrides=CLIP): 1,
@@ -100,7 +101,9 @@ def specials(size: int) -> dict[Case, int]:
         Case("fsdp2 offload", "fsdp2", overrides=offload + CLIP, parts=2): 1,
         Case("fsdp2 offload lars", "fsdp2", solver="lars", overrides=offload): 1,
     }
-    return {replace(case, steps=12 if case.precision == "fp16" else 8): parts for case, parts in cases.items()}
+    cases = {replace(case, steps=12 if case.precision == "fp16" else 8): parts for case, parts in cases.items()}
+    thirds = ("uneven", "idle", "faults", "fp16", "average", "probe", "BatchNorm", "no", "offload")
+    return cases if size == 2 else {case: parts for case, parts in cases.items() if case.name.split()[1] in thirds}
 
 
 def reduced() -> list[Case]:
@@ -148,9 +151,12 @@ def bound_of(case: Case, expected: dict, alone: Alone, parts: int) -> float:
 
     fp32: 1e-5. bf16, fp16: a gradient is rounded once for each micro-batch, so that one process must see the same
     ones; then again only the order of float32 sums differs. What is left comes from numbers that lie within that
-    difference of a rounding boundary, and may be a hundredth of what rounding does to the weights at all.
+    difference of a rounding boundary, and may be a hundredth of what rounding does to the weights at all. (A tenth on
+    video: relative positions stand in no layer of their own, so that FSDP2 rounds them before autocast sees them.)
     """
-    return EXACT if case.precision == "fp32" else max(EXACT, 0.01 * furthest(expected, exactly(case, alone, parts)))
+    if case.precision == "fp32":
+        return EXACT
+    return max(EXACT, (0.1 if case.kind == "mvit" else 0.01) * furthest(expected, exactly(case, alone, parts)))
 
 
 def check_matrix(size: int, found: dict, alone: Alone) -> None:
@@ -180,7 +186,8 @@ def check_specials(size: int, found: dict, alone: Alone) -> None:
         expected = alone(case, parts)
         for name in [name for name in one["model_state"] if "running_" in name or "num_batches" in name]:
             # one process sees the micro-batches one after the other
-            torch.testing.assert_close(one["model_state"][name], found[f"ddp {what}"]["model_state"][name])
+            same = found[f"ddp {what.removesuffix(' bf16')}"]["model_state"][name]
+            torch.testing.assert_close(one["model_state"][name], same, **LOOSE if case.precision == "bf16" else {})
             expected["model_state"][name] = one["model_state"][name]
         difference = max(furthest(one, expected, part) for part in ("model_state", "ema_state") if one[part])
         bound = bound_of(case, expected, alone, parts)
