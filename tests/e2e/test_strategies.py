@@ -74,7 +74,7 @@ def specials(size: int) -> dict[Case, int]:
             Case(f"{s} faults", s, twist="faults", parts=2, overrides=AVERAGED): 2 * size,
             Case(f"{s} faults sgd", s, solver="sgd", twist="faults"): size,
             Case(f"{s} faults lars", s, solver="lars", twist="faults"): size,
-            Case(f"{s} fp16", s, precision="fp16", overrides=CLIP): size,
+            Case(f"{s} fp16", s, precision="fp16", twist="one infinity", overrides=CLIP): size,
             Case(f"{s} average", s, overrides=AVERAGED): 1,
             Case(f"{s} BatchNorm", s, kind="resnet", solver="sgd"): size,
             Case(f"{s} layer decay", s, kind="classifier", overrides=("SOLVER.LAYER_DECAY", 0.6)): 1,
