@@ -111,17 +111,22 @@ def kill(server: ForkServer, pid: int, victim: int | None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("sign", "victim", "timeout"), [(signal.SIGKILL, 0, 60), (signal.SIGKILL, 1, 60), (signal.SIGSTOP, 1, 3)]
+    ("sign", "victim", "timeout"),
+    [(signal.SIGKILL, 0, 60), (signal.SIGKILL, 1, 60), (signal.SIGSTOP, 1, 3), (signal.SIGKILL, None, 60)],
+    ids=["rank 0 dies", "rank 1 dies", "rank 1 hangs", "the launcher dies"],
 )
 def test_a_rank_that_dies_or_hangs_stops_the_others(sign, victim, timeout, server, photo_folder, tmp_path):
     """One clear line, no traceback, and no process is left, loading ones included."""
     paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
     pid = server.start([*TWO, *paths, "DATA_LOADER.NUM_WORKERS", "1", "DIST.TIMEOUT", timeout], {"patience": 5.0})
     wait_for(server, TRAIN, 2)
-    os.kill(ranks_of(pid)[victim], sign)
+    os.kill(pid if victim is None else ranks_of(pid)[victim], sign)
     code = server.wait(BOUND_S)
     server.close_marks()
     said = server.output.read_text()
+    if victim is None:
+        assert code == -sign and "Traceback" not in said, said
+        return
     assert code in (1, 2) and "Traceback" not in said, said
     assert "Process 1 of 2 died" in said or "Process 0 of 2 died" in said or "DIST.TIMEOUT 3 s" in said, said
     if victim == 1:  # the one that keeps the log
