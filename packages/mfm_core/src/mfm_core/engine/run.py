@@ -28,6 +28,7 @@ from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
+from mfm_core.parallel import stop
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
 from mfm_core.parallel.world import World, join_world, leave_world
@@ -38,7 +39,10 @@ TaskBuilder = Callable[[CfgNode, World, str], object]
 
 
 def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
-    """Runs one process of `cfg` and returns the exit code: 0 done or saved on request, 2 for a user's error."""
+    """Runs one process of `cfg` and returns the exit code.
+
+    0: done, or stopped at TRAIN.STOP_STEP. 2: a user's error. 75: a signal stopped it and it has saved.
+    """
     try:
         world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
         return _run(cfg, build_task, world)
@@ -64,14 +68,14 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         plan = plan_run(cfg, task.files, world.size, world.num_shards)
         if not plan.trains:
             return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
-        trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
-        log = trainer.log
-        finished = trainer.train()
-        log.end("finished" if finished else "stopped")
-        if world.is_main:
-            logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
-        world.barrier()
-        return 0
+        with stop.listening():
+            trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
+            log = trainer.log
+            finished = trainer.train()
+            log.end("finished" if finished else "stopped")
+            if world.is_main:
+                logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
+            return 0 if finished or not stop.agreed(world) else stop.EXIT_AGAIN
     except UserError as error:
         log.end("failed", str(error))
         let_main_speak()
