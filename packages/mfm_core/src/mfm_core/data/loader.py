@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from mfm_core.data.sampler import EvalSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch, Sample, SampleKey
-from mfm_core.parallel import stop
+from mfm_core.parallel import signals, stop
 from mfm_core.parallel.world import World
 
 EVAL_WORKERS = 4
@@ -87,7 +87,7 @@ class EvalLoader(Loader):
     def __iter__(self) -> Iterator[Batch]:
         """Raises `stop.Interrupted` in all processes where one has been told to stop."""
         for batch in super().__iter__():
-            if stop.asked():
+            if signals.asked():
                 break
             yield batch
         if stop.agreed(self.world):
@@ -125,7 +125,7 @@ def build_loader(
 
 def _leave_signals_to_trainer(worker: int) -> None:
     """A signal to the process group asks the training process to save and leave; it still needs its workers then."""
-    for number in stop.SIGNALS:
+    for number in signals.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -28,7 +28,7 @@ from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
-from mfm_core.parallel import stop
+from mfm_core.parallel import signals, stop
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
 from mfm_core.parallel.world import World, join_world, leave_world
@@ -68,14 +68,14 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         plan = plan_run(cfg, task.files, world.size, world.num_shards)
         if not plan.trains:
             return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
-        with stop.listening():
+        with signals.listening():
             trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
             log = trainer.log
             finished = trainer.train()
             log.end("finished" if finished else "stopped")
             if world.is_main:
                 logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
-            return 0 if finished or not stop.agreed(world) else stop.EXIT_AGAIN
+            return 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN
     except UserError as error:
         log.end("failed", str(error))
         let_main_speak()

@@ -16,7 +16,7 @@ import torch
 import torch.multiprocessing as mp
 
 from mfm_core.errors import UserError
-from mfm_core.parallel.stop import EXIT_AGAIN, SIGNALS
+from mfm_core.parallel.signals import EXIT_AGAIN, SIGNALS
 
 
 def local_processes(num_gpus: int, device_choice: str) -> int:

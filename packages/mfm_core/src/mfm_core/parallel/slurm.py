@@ -2,7 +2,7 @@
 
 The way of a job: `sbatch` runs a script that submitit writes, `srun` in it starts one process per GPU, and each calls
 `Task`. A signal (`--signal` before the time limit, SIGTERM at pre-emption) reaches the training loop, which saves and
-leaves (`parallel.stop`). Rank 0 then leaves a note, and the script, which has waited for all ranks, re-queues the job.
+leaves. Rank 0 then leaves a note, and the script, which has waited for all ranks, re-queues the job.
 
 submitit's own way, `checkpoint()`, is not taken: it acts inside the signal handler of rank 0, in the middle of a step
 and while the others go on, and passes over SIGTERM. Nor does a process re-queue the job itself: Slurm would end the
@@ -24,12 +24,13 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from fvcore.common.config import CfgNode
+from typing import TYPE_CHECKING, Any
 
 from mfm_core.errors import UserError
-from mfm_core.parallel.stop import EXIT_AGAIN, SIGNALS
+from mfm_core.parallel.signals import EXIT_AGAIN, SIGNALS
+
+if TYPE_CHECKING:  # a job's process is to hear signals before it loads what takes long
+    from fvcore.common.config import CfgNode
 
 MAX_REQUEUES = 100
 """Starts after the first, against a job that is stopped again and again before it gets anywhere."""
