@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from slurm_cluster import on_slurm
 
+from mfm_core.config.defaults import get_cfg
+from mfm_core.errors import UserError
 from mfm_core.parallel import slurm
 
 STUB = Path(__file__).parent.parent / "job_stub.py"
@@ -90,3 +96,111 @@ def test_an_end_to_requeuing(on_cluster, tmp_path, monkeypatch):
     end = on_cluster.wait_for_end(job.job_id)
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "75:0", "1")
     assert "submit it again" in Path(end["StdOut"]).read_text()
+
+
+def test_local_executor_continues_what_was_stopped(tmp_path):
+    """submitit's own processes in the place of Slurm's: told by SIGTERM, both ranks start a second time."""
+    (job,) = slurm.submit(request(tmp_path, "stop", 1), cluster="local")
+    try:
+        wait_for(lambda: len(starts(tmp_path / "0")) == 2)
+        os.kill(int(job.job_id), signal.SIGTERM)
+        wait_for(lambda: len(starts(tmp_path / "0")) == 4)
+        assert job._process.wait(timeout=60) == 0
+    finally:
+        job._process.kill()
+    assert [start["RANK"] for start in starts(tmp_path / "0")] == ["0", "1"] * 2
+    assert {start["WORLD_SIZE"] for start in starts(tmp_path / "0")} == {"2"}
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@on_slurm
+def test_what_sbatch_says_comes_in_one_line(on_cluster, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"^sbatch refuses the job: .*invalid partition[^\n]*$"):
+        slurm.submit(request(tmp_path, "stop", 0, partition="nowhere"))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_sbatch(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no sbatch on this machine"):
+        slurm.submit(request(tmp_path, "stop", 0))
+
+
+def test_no_submitit(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="submitit, which is not installed; pip install"):
+        slurm.submit(request(tmp_path, "stop", 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    {"90": 90, "1:30": 2, "24:00:00": 1440, "0:00:01": 1, "2-12": 3600, "1-00:30": 1470, "1-00:30:30": 1471}.items(),
+)
+def test_time_limits_as_sbatch_reads_them(text, minutes):
+    assert slurm.minutes_of(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "0", "1:2:3:4", "1h"])
+def test_no_time_limits(text):
+    with pytest.raises(UserError, match="--time is"):
+        slurm.minutes_of(text)
+
+
+def asked_of(*words: str, **keys) -> slurm.JobRequest:
+    """What the command line asks of Slurm, for a configuration with these keys."""
+    parser = argparse.ArgumentParser()
+    slurm.add_options(parser)
+    cfg = get_cfg()
+    cfg.merge_from_list([word for key, value in keys.items() for word in (key.replace("__", "."), value)])
+    return slurm.JobRequest.from_cfg(cfg, parser.parse_args(["--slurm", *words]), ["run.py", "--cfg", "x.yaml"])
+
+
+def test_nodes_and_gpus_are_those_of_the_configuration():
+    request = asked_of(NUM_SHARDS=2, NUM_GPUS=8, DATA_LOADER__NUM_WORKERS=5, OUTPUT_DIR="runs/a")
+    assert (request.nodes, request.processes_per_node, request.gpus, request.cpus) == (2, 8, 8, 6)
+    assert request.folder == Path("runs/a/slurm").absolute() and request.name == "a"
+    assert request.runs == [["run.py", "--cfg", "x.yaml", "NUM_SHARDS", "2", "NUM_GPUS", "8"]]
+
+
+def test_options_stand_above_the_configuration():
+    request = asked_of("--nodes", "3", "--gpus-per-node", "4", "--cpus-per-gpu", "2", NUM_SHARDS=2, NUM_GPUS=8)
+    assert (request.nodes, request.processes_per_node, request.gpus, request.cpus) == (3, 4, 4, 2)
+    assert request.runs[0][3:] == ["NUM_SHARDS", "3", "NUM_GPUS", "4"]
+
+
+def test_no_gpus_where_the_device_is_the_cpu():
+    request = asked_of(DEVICE="cpu", NUM_GPUS=4)
+    assert (request.processes_per_node, request.gpus) == (4, 0)
+
+
+def test_each_seed_has_a_folder_of_its_own():
+    request = asked_of("--seeds", "3", "5", OUTPUT_DIR="runs/a")
+    assert [words[-4:] for words in request.runs] == [
+        ["RNG_SEED", "3", "OUTPUT_DIR", "runs/a/seed_3"],
+        ["RNG_SEED", "5", "OUTPUT_DIR", "runs/a/seed_5"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "0"], "--nodes is 0"),
+        (["--time", "2"], "no longer than --grace, 120 seconds"),
+        (["--sbatch", "account mine"], "looks like account=NAME"),
+        (["--sbatch", "signal=USR1@5"], "--sbatch signal would break"),
+    ],
+)
+def test_what_cannot_be_asked(words, message):
+    with pytest.raises(UserError, match=message):
+        asked_of(*words)
+
+
+def test_other_options_reach_sbatch():
+    options = slurm._parameters(asked_of("--sbatch", "account=mine", "--sbatch", "exclusive"))
+    assert options["slurm_additional_parameters"] == {"requeue": True, "account": "mine", "exclusive": True}
