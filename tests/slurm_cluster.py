@@ -102,6 +102,13 @@ class Cluster:
         self.wait(lambda: self.job(job_id)["JobState"] in ENDS, f"end of job {job_id}")
         return self.job(job_id)
 
+    def reach_time_limit(self, job_id: str, grace_minutes: int) -> None:
+        """Lowers the limit to where the signal is due, that many minutes before it, until the job is queued again."""
+        limit = self.job(job_id)["TimeLimit"]
+        self.run("scontrol", "update", f"JobId={job_id}", f"TimeLimit={grace_minutes}")
+        self.wait(lambda: self.job(job_id)["JobState"] == "PENDING", "re-queuing", job_id)
+        self.run("scontrol", "update", f"JobId={job_id}", f"TimeLimit={limit}")
+
     def logs(self) -> str:
         """The ends of all logs."""
         return "\n".join(f"== {path}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))

@@ -38,10 +38,9 @@ def starts(folder: Path) -> list[dict[str, str]]:
 
 @on_slurm
 def test_time_limit_requeues_until_it_ends(on_cluster, tmp_path):
-    """The signal 9 minutes before the limit of 10 comes when the limit is lowered to that."""
     (job,) = slurm.submit(request(tmp_path, "stop", 1, grace=540))
     on_cluster.wait(lambda: len(starts(tmp_path / "0")) == 2, "start", job.job_id)
-    on_cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=9")
+    on_cluster.reach_time_limit(job.job_id, 9)
     end = on_cluster.wait_for_end(job.job_id)
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("COMPLETED", "0:0", "1")
     ranks = [(start["RANK"], start["LOCAL_RANK"]) for start in starts(tmp_path / "0")]

@@ -49,17 +49,16 @@ def submitted(capsys) -> str:
 
 @on_slurm
 def test_preempted_and_out_of_time(on_cluster, photo_folder, tmp_path, capsys, monkeypatch):
-    """Two processes, first pre-empted, then at the time limit: 1e-0 differences would do to fail, none are there."""
+    """Two processes, first pre-empted, then at the time limit: the same weights to the bit."""
     log, output = tmp_path / "steps", tmp_path / "run"
     pauses(monkeypatch, log, starts=2)
-    # the signal comes 59 minutes before the limit: lowering the limit to that makes it due at once
     asked = ["--slurm", "--partition", "main", "--time", "2:00:00", "--grace", str(59 * 60), "--gpus-per-node", "2"]
     assert run_net.main([*asked, *arguments(photo_folder, output)]) == 0
     job = submitted(capsys)
     on_cluster.wait(lambda: paused(log) == 2, "first pause", job)
     on_cluster.run("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=true")
     on_cluster.wait(lambda: paused(log) == 4, "second pause, after pre-emption", job)
-    on_cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=59")
+    on_cluster.reach_time_limit(job, 59)
     end = on_cluster.wait_for_end(job)
     said = (output / "slurm" / f"{job}_0_log.out").read_text()
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("COMPLETED", "0:0", "2"), said

@@ -21,9 +21,9 @@ UNTRAINED_TASKS = ("knn",)
 class RunPlan:
     """Derived values of one run.
 
-    files: training files. batch_size: files per optimizer step, over all processes. views: training samples made of
-    each file. accum_steps: micro-batches that a process cuts its share into. lr_lag_steps: steps by which the
-    learning rate runs late. trains: whether there is training.
+    files: training files. batch_size: files per optimizer step, over all processes. machines: what that was made for,
+    TRAIN.BATCH_SIZE on each. views: training samples made of each file. accum_steps: micro-batches that a process cuts
+    its share into. lr_lag_steps: steps by which the learning rate runs late. trains: whether there is training.
     """
 
     task: str
@@ -36,6 +36,7 @@ class RunPlan:
     views: int
     lr_lag_steps: int = 0
     trains: bool = True
+    machines: int = 1
 
     @property
     def unit(self) -> str:
@@ -212,4 +213,5 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         views=views_of(cfg),
         lr_lag_steps=cfg.SOLVER.LR_LAG_STEPS,
         trains=trains(cfg),
+        machines=shards,
     )

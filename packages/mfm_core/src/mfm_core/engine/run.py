@@ -14,7 +14,14 @@ from timm.utils import ModelEmaV3
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state
-from mfm_core.checkpoint.resume import TrainState, is_training_state, list_checkpoints, restore, resume_latest
+from mfm_core.checkpoint.resume import (
+    TrainState,
+    is_training_state,
+    list_checkpoints,
+    machines_of,
+    restore,
+    resume_latest,
+)
 from mfm_core.config import RunPlan, plan_run, validate
 from mfm_core.config.plan import UNTRAINED_TASKS
 from mfm_core.data.loader import build_loader
@@ -65,7 +72,7 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
         task = build_task(cfg, world, precision)
-        plan = plan_run(cfg, task.files, world.size, world.num_shards)
+        plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
         if not plan.trains:
             return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
         with signals.listening():
@@ -87,6 +94,13 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         log.end("failed", f"{type(error).__name__}: {error}")
         let_main_speak()
         raise
+
+
+def _machines(cfg: CfgNode, world: World, folder: Path) -> int:
+    """How many machines the batch is for: those of the first start. torchrun may go on with fewer, or more."""
+    here = world.num_shards
+    resumes = cfg.TRAIN.AUTO_RESUME and cfg.TRAIN.ENABLE
+    return resumes and machines_of(folder / "checkpoints", cfg.TRAIN.BATCH_SIZE * here) or here
 
 
 def build_trainer(

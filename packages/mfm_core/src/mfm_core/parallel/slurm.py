@@ -261,6 +261,7 @@ class Task:
 
         for number in SIGNALS:  # submitit's own handlers go; until the run listens, there is nothing to save
             signal.signal(number, _leave)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # comes before each SIGTERM, and means nothing
         job = submitit.JobEnvironment()
         os.environ.update(rank_variables(job))
         sys.argv = list(self.command)
