@@ -1,4 +1,4 @@
-"""tools/run_net.py, but in its first PAUSED_STARTS starts it waits in its third step for a signal to stop.
+"""tools/run_net.py, but its first PAUSED_STARTS starts (or rank PAUSED_RANK of them) wait in step three for a signal.
 
 So a test can have a signal arrive in the middle of a run of few steps, however fast the machine is.
 """
@@ -21,9 +21,10 @@ def train_step(trainer, batch):
     if trainer.world.is_main:
         with open(log, "a") as file:
             file.write(f"{trainer.state.step}\n")
-    if len(steps) == 3 and len(starts) <= int(os.environ["PAUSED_STARTS"]):
+    here = os.environ.get("PAUSED_RANK", str(trainer.world.rank)) == str(trainer.world.rank)
+    if here and len(steps) == 3 and len(starts) <= int(os.environ["PAUSED_STARTS"]):
         with open(f"{log}.paused", "a") as file:
-            file.write(f"{trainer.world.rank}\n")
+            file.write(f"{trainer.world.rank} {os.getpid()}\n")
         deadline = time.monotonic() + 600
         while not signals.asked() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -80,21 +80,21 @@ def test_another_number_of_machines_keeps_the_batch(photo_folder, tmp_path):
     """Begun by two machines, as torchrun counts them, and gone on with by one: 6 files for each stay 12 a step."""
     overrides = [*TWENTY_STEPS[:2], *CASES["pretrain"], *QUIET]
     assert main(tiny_config("pretrain", photo_folder, tmp_path / "one", *overrides, "TRAIN.BATCH_SIZE", "12")) == 0
-    two = tiny_config("pretrain", photo_folder, tmp_path / "two", *overrides, "TRAIN.BATCH_SIZE", "6")
-    stopped = two.clone()
-    stopped.defrost()
-    stopped.TRAIN.STOP_STEP = 3
-    assert launch(_on_a_machine_each, (stopped,), processes=2) == 0
-    assert main(two) == 0
+    command = [sys.executable, TOOLS / "run_net.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY]
+    command += ["MASK.PRETRAIN_DEPTH", "[1]", "DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path / "two"]
+    command += [*overrides, "TRAIN.BATCH_SIZE", "6", "TRAIN.STOP_STEP", "3"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    alone = {**os.environ, **address, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    machines = [
+        subprocess.Popen([*map(str, command)], env={**alone, "RANK": rank}, stdout=subprocess.DEVNULL) for rank in "01"
+    ]
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "two", *overrides, "TRAIN.BATCH_SIZE", "6")) == 0
     one, other = last_state(tmp_path / "one"), last_state(tmp_path / "two")
     assert one["step"] == other["step"] == 20
     assert_same(one, other, atol=1e-5)
-
-
-def _on_a_machine_each(cfg) -> int:
-    """`main` in a process that is the only one of its machine."""
-    os.environ["LOCAL_WORLD_SIZE"], os.environ["GLOO_SOCKET_IFNAME"] = "1", "lo"
-    return main(cfg)
 
 
 ELASTIC = [*QUIET, "SOLVER.MAX_EPOCH", "4", "TRAIN.BATCH_SIZE", "12", "TRAIN.CHECKPOINT_STEPS", "1"]

@@ -13,8 +13,8 @@ from tiny_runs import QUIET, TINY, assert_same, last_state, log_of, tiny_config
 from mfm_core.parallel.launch import launch
 from mfm_image.entry import main
 
-TWELVE_STEPS = [*QUIET, "SOLVER.MAX_EPOCH", "4", "SOLVER.CLIP_GRAD_L2NORM", "0.05", "LOG_PERIOD", "50"]
-"""At 3 an epoch; a stop that waited for a logging step would never come."""
+TWELVE_STEPS = [*QUIET, "TRAIN.BATCH_SIZE", "4", "SOLVER.CLIP_GRAD_L2NORM", "0.05", "LOG_PERIOD", "50"]
+"""At 6 an epoch; a stop that waited for a logging step would come at its end."""
 PAUSED = Path(__file__).parent.parent / "paused_run.py"
 
 pytest.importorskip("submitit", reason="submitit is not installed")
