@@ -9,7 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
 import slurm_cluster  # noqa: E402
+from iopath.common.file_io import g_pathmgr  # noqa: E402
 from photos import picture  # noqa: E402
+from web import Site, ask_anew  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +46,19 @@ def on_cluster(cluster, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return cluster
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A server; the cache is a folder of the test, and nothing is known of earlier fetches."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handlers = dict(g_pathmgr._path_handlers)
+    ask_anew()
+    (tmp_path / "site").mkdir()
+    site = Site(tmp_path / "site")
+    yield site
+    site.shutdown()
+    site.server_close()
+    g_pathmgr._path_handlers.clear()
+    g_pathmgr._path_handlers.update(handlers)
