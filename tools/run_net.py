@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.config import load_config, modality_of
+from mfm_core.config import load_config, modality_of, plan_run
 from mfm_core.errors import UserError
 from mfm_core.parallel import slurm
 from mfm_core.parallel.launch import launch, local_processes
@@ -48,10 +48,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--shard_id", type=int, default=0, help="this machine's number, from 0 to NUM_SHARDS - 1")
     parser.add_argument("--init_method", default="tcp://localhost:0", help="tcp://host:port of machine 0")
     slurm.add_options(parser)
-    parser.set_defaults(after_seeds=[])
     doctor = arguments[:1] == ["doctor"]
-    options, others = parser.parse_known_args(arguments[1:] if doctor or arguments[:1] == ["train"] else arguments)
-    overrides = [*options.after_seeds, *others]
+    arguments = slurm.join_seeds(arguments)
+    options, overrides = parser.parse_known_args(arguments[1:] if doctor or arguments[:1] == ["train"] else arguments)
     unknown = [word for word in overrides[::2] if word.startswith("-")]
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
@@ -89,12 +88,16 @@ def describe_or_submit(cfg: CfgNode, entry: ModuleType, options: argparse.Namesp
     request = slurm.JobRequest.from_cfg(cfg, options, command) if options.slurm else None
     if request is not None:
         cfg = load_config(options.cfg, request.runs[0][3:])
+        plan_run(cfg, sys.maxsize, request.nodes * request.processes_per_node)  # a description would take fewer
     lines = [*entry.dry_run(cfg), *(request.lines() if request else ())]
     if options.dry_run:
         print("\n".join(lines))
         return 0
     jobs = slurm.submit(request)
-    print("\n".join([*request.lines(), *(f"job {job.job_id}: its log is {job.paths.stdout}" for job in jobs)]))
+    warnings = [line for line in lines if line.startswith("warning:")]
+    print(
+        "\n".join([*warnings, *request.lines(), *(f"job {job.job_id}: its log is {job.paths.stdout}" for job in jobs)])
+    )
     print(f"cancel with: scancel {jobs[0].job_id.split('_')[0]}")
     return 0
 

@@ -37,10 +37,11 @@ def starts(folder: Path) -> list[dict[str, str]]:
 
 
 @on_slurm
-def test_time_limit_requeues_until_it_ends(on_cluster, tmp_path):
-    (job,) = slurm.submit(request(tmp_path, "stop", 1, grace=540))
+def test_the_signal_before_the_time_limit_requeues(on_cluster, tmp_path):
+    """`tests/e2e/test_slurm.py` has it from Slurm itself."""
+    (job,) = slurm.submit(request(tmp_path, "stop", 1))
     on_cluster.wait(lambda: len(starts(tmp_path / "0")) == 2, "start", job.job_id)
-    on_cluster.reach_time_limit(job.job_id, 9)
+    on_cluster.run("scancel", "--signal=USR2", job.job_id)
     end = on_cluster.wait_for_end(job.job_id)
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("COMPLETED", "0:0", "1")
     ranks = [(start["RANK"], start["LOCAL_RANK"]) for start in starts(tmp_path / "0")]
@@ -157,7 +158,8 @@ def asked_of(*words: str, **keys) -> slurm.JobRequest:
     slurm.add_options(parser)
     cfg = get_cfg()
     cfg.merge_from_list([word for key, value in keys.items() for word in (key.replace("__", "."), value)])
-    return slurm.JobRequest.from_cfg(cfg, parser.parse_args(["--slurm", *words]), ["run.py", "--cfg", "x.yaml"])
+    options = parser.parse_args(slurm.join_seeds(["--slurm", *words]))
+    return slurm.JobRequest.from_cfg(cfg, options, ["run.py", "--cfg", "x.yaml"])
 
 
 def test_nodes_and_gpus_are_those_of_the_configuration():

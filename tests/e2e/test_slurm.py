@@ -70,3 +70,29 @@ def test_preempted_and_out_of_time(on_cluster, photo_folder, tmp_path, capsys, m
     whole = tiny_config("pretrain", photo_folder, tmp_path / "whole", *TWELVE_STEPS, "NUM_GPUS", "2")
     assert launch(main, (whole,), processes=2) == 0
     assert_same(last_state(tmp_path / "whole"), last_state(output))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--partition", "gpu"], "--partition needs --slurm"),
+        (["--slurm", "--shard_id", "1"], "leave out --shard_id"),
+        (["--slurm", "--seeds", "one"], "it takes whole numbers"),
+        (["--slurm", "--nodes", "3"], "TRAIN.BATCH_SIZE 8 (times 3 machines) cannot be divided over 9"),
+        (["--slurm"], "no sbatch on this machine"),
+    ],
+)
+def test_what_is_wrong_is_said_before_it_is_submitted(words, message, photo_folder, tmp_path, error_of, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    output, more = tmp_path / "out", ["NUM_GPUS", "3"] if "--nodes" in words else []
+    assert message in error_of([*words, *arguments(photo_folder, output, "TRAIN.BATCH_SIZE", "8", *more)])
+    assert not output.exists()
+
+
+def test_seeds_stand_before_keys(photo_folder, tmp_path, capsys):
+    words = ["--slurm", "--dry-run", "--time", "1:00:00", "--seeds", "0", "4", "SOLVER.MAX_EPOCH", "5"]
+    assert run_net.main(arguments(photo_folder, tmp_path / "out", "SOLVER.MAX_EPOCH", "7", *words)) == 0
+    said = capsys.readouterr().out
+    assert "Slurm job: each of 2 runs (array): 1 node(s) x 1 process(es), 0 GPU(s)" in said and "60 minutes" in said
+    assert "= 5 epochs x" in said
+    assert not (tmp_path / "out").exists()

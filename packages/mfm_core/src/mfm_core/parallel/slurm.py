@@ -57,9 +57,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--seeds",
-        nargs="+",
-        action=_Seeds,
-        metavar="N",
+        type=_seeds,
+        metavar="N N …",
         help="one run for each of these RNG_SEEDs, as an array; each in OUTPUT_DIR/seed_N",
     )
     group.add_argument(
@@ -84,15 +83,19 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("with --slurm leave out --shard_id and --init_method, which come from the job")
 
 
-class _Seeds(argparse.Action):
-    """Takes the whole numbers; KEY VALUE pairs may follow them."""
+def join_seeds(words: list[str]) -> list[str]:
+    """`--seeds 0 1 2 KEY VALUE` as `--seeds 0,1,2 KEY VALUE`; argparse would take what follows for seeds, too."""
+    if "--seeds" not in words:
+        return words
+    start = words.index("--seeds") + 1
+    end = next((i for i in range(start, len(words)) if not re.fullmatch(r"[\d,]+", words[i])), len(words))
+    return [*words[:start], ",".join(words[start:end]), *words[end:]]
 
-    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, words: Any, name=None) -> None:
-        count = next((i for i, word in enumerate(words) if not word.isdecimal()), len(words))
-        if not count:
-            parser.error("--seeds takes whole numbers, such as --seeds 0 1 2")
-        options.seeds = list(dict.fromkeys(int(word) for word in words[:count]))
-        options.after_seeds = words[count:]
+
+def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError("it takes whole numbers, such as --seeds 0 1 2")
+    return list(dict.fromkeys(map(int, text.split(","))))
 
 
 @dataclass(frozen=True)
