@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := packages/mfm_core packages/mfm_image packages/mfm_video
+PACKAGES := "packages/mfm_core[slurm]" packages/mfm_image packages/mfm_video
 SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
 
 .PHONY: help setup demo demo-video test test-packages lint clean
