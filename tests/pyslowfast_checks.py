@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.optim.build import build_optimizer, set_lr
-from mfm_core.parallel.strategies import Single
+from mfm_core.parallel.strategy import Single
 from mfm_core.parallel.world import World
 
 
@@ -35,7 +35,7 @@ def check_steps(model: nn.Module, cfg, case: dict, io: dict[str, Tensor], loss_o
         loss = loss_of()
         loss.backward()
         losses.append(loss.item())
-        norms.append(strategy.clip(model.parameters(), steps["clip_grad_l2norm"], None).item())
+        norms.append(strategy.clip(optimizer, steps["clip_grad_l2norm"], None).item())
         optimizer.step()
     losses.append(loss_of().item())
     rtol = case["tolerance"]["step_loss_rtol"]

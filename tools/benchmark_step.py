@@ -32,7 +32,7 @@ from mfm_core.interfaces import Batch
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import Pretraining
 from mfm_core.optim.build import build_optimizer
-from mfm_core.parallel.strategies import Single
+from mfm_core.parallel.strategy import Single
 from mfm_core.parallel.world import World
 from mfm_core.tasks.pretrain import PretrainTask
 from mfm_image.models import build_model, example_input
@@ -214,14 +214,16 @@ def our_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, com
     """One call of the training loop's step on a copy of `model`."""
     device = batch.inputs.device
     world = World(device=device)
+    strategy = Single(world)
     model = copy.deepcopy(model)
     guard = StepGuard(device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, False, cfg.LOG_PERIOD)
     state = TrainState(
         model=model,
-        optimizer=build_optimizer(model, cfg),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        optimizer=build_optimizer(model, cfg, strategy.optimizer),
+        scaler=strategy.scaler(precision == "fp16"),
         average=None,
         guard=guard,
+        strategy=strategy,
         meters={name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", "steps", "clipped")},
     )
     trainer = Trainer(
@@ -232,7 +234,6 @@ def our_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, com
         loader=None,
         plan=plan_run(cfg, IMAGENET_TRAIN_IMAGES, world_size=1),
         settings=Settings.from_cfg(cfg, precision),
-        strategy=Single(world),
         world=world,
         guard=guard,
         log=None,

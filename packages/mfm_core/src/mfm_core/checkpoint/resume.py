@@ -19,6 +19,7 @@ from torch import nn
 from mfm_core.checkpoint.io import load_file_state, save_atomic
 from mfm_core.config.plan import RunPlan
 from mfm_core.errors import UserError
+from mfm_core.parallel.strategy import Strategy
 
 logger = logging.getLogger(__name__)
 FORMAT = "mfm-1"
@@ -37,6 +38,8 @@ class TrainState:
     average: nn.Module | None
     guard: Any
     """Offers `state_dict` and `load_state_dict`."""
+    strategy: Strategy
+    """How model, average and optimizer lie on the processes."""
     step: int = 0
     meters: dict[str, torch.Tensor] = field(default_factory=dict)
     """Sums of the running epoch, for its log line; scalars on the training device."""
@@ -53,30 +56,37 @@ def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
     }
 
 
-def save_checkpoint(folder: Path, state: TrainState, plan: RunPlan, cfg: CfgNode) -> Path:
-    """Writes checkpoint_epoch_EEEEE.pyth after an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones."""
+def whole_state(state: TrainState, plan: RunPlan, cfg: CfgNode) -> dict[str, Any]:
+    """What a checkpoint holds, put together from all processes on the main one. All call."""
+    strategy = state.strategy
+    return {
+        "format": FORMAT,
+        "epoch": state.step // plan.steps_per_epoch,
+        "step": state.step,
+        "identity": identity(plan, cfg.RNG_SEED),
+        "model_state": strategy.model_state(state.model),
+        "optimizer_state": strategy.optimizer_state(state.optimizer),
+        "scaler_state": state.scaler.state_dict(),
+        "ema_state": strategy.model_state(state.average) if state.average is not None else None,
+        "guard_state": state.guard.state_dict(),
+        "meters": state.meters,
+        "cfg": cfg.dump(),
+    }
+
+
+def save_checkpoint(folder: Path, content: dict[str, Any], plan: RunPlan, keep: int) -> Path:
+    """Writes checkpoint_epoch_EEEEE.pyth after an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones.
+
+    content: what `whole_state` returned on the main process. keep: how many of the newest stay, 0 for all.
+    """
     for torn in folder.glob(".checkpoint_*.tmp"):  # of a save that was killed
         torn.unlink(missing_ok=True)
-    epoch, inside = divmod(state.step, plan.steps_per_epoch)
-    path = folder / (f"checkpoint_step_{state.step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
-    save_atomic(
-        {
-            "format": FORMAT,
-            "epoch": epoch,
-            "step": state.step,
-            "identity": identity(plan, cfg.RNG_SEED),
-            "model_state": state.model.state_dict(),
-            "optimizer_state": state.optimizer.state_dict(),
-            "scaler_state": state.scaler.state_dict(),
-            "ema_state": state.average.state_dict() if state.average is not None else None,
-            "guard_state": state.guard.state_dict(),
-            "meters": state.meters,
-            "cfg": cfg.dump(),
-        },
-        path,
-    )
-    if cfg.TRAIN.CHECKPOINT_KEEP > 0:
-        for old in list_checkpoints(folder, plan)[cfg.TRAIN.CHECKPOINT_KEEP :]:
+    step = content["step"]
+    epoch, inside = divmod(step, plan.steps_per_epoch)
+    path = folder / (f"checkpoint_step_{step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
+    save_atomic(content, path)
+    if keep > 0:
+        for old in list_checkpoints(folder, plan)[keep:]:
             old.unlink(missing_ok=True)
     return path
 
@@ -140,10 +150,10 @@ def restore(
         if there != here:
             raise UserError(f"{path} is of another run ({what}: {there} there, {here} here); {remedy}.")
     try:
-        state.model.load_state_dict(content["model_state"], strict=True)
+        state.strategy.load_model(state.model, content["model_state"])
         if state.average is not None:
-            state.average.load_state_dict(content["ema_state"] or content["model_state"], strict=True)
-        _load_moments(state.optimizer, content["optimizer_state"])
+            state.strategy.load_model(state.average, content["ema_state"] or content["model_state"])
+        state.strategy.load_optimizer(state.optimizer, content["optimizer_state"])
     except (RuntimeError, ValueError, KeyError) as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is of another model or optimizer ({line}); {remedy}.") from None
@@ -153,11 +163,3 @@ def restore(
     state.step = content["step"]
     for name, value in content["meters"].items():
         state.meters[name].copy_(value)
-
-
-def _load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """The optimizer's state from a checkpoint, its options (weight decay, betas, …) from the configuration."""
-    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
-    for group, fresh in zip(optimizer.param_groups, options):
-        group.update(fresh)

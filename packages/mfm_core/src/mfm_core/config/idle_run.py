@@ -168,6 +168,12 @@ RUN_RULES: tuple[Rule, ...] = (
         "has no effect: SOLVER.CLIP_GRAD_VAL goes first",
         ("SOLVER.CLIP_GRAD_L2NORM",),
     ),
+    (lambda c: c.DIST.STRATEGY != "ddp", "acts with DIST.STRATEGY ddp only", ("DIST.FIND_UNUSED",)),
+    (
+        lambda c: c.DIST.STRATEGY != "fsdp2",
+        "acts with DIST.STRATEGY fsdp2 only",
+        ("DIST.PARAM_PRECISION", "DIST.REDUCE_PRECISION", "DIST.RESHARD_AFTER_FORWARD", "DIST.CPU_OFFLOAD"),
+    ),
     (lambda c: c.TRAIN.PRECISION != "auto", "acts with TRAIN.PRECISION auto only", ("TRAIN.MIXED_PRECISION",)),
     (
         trains,

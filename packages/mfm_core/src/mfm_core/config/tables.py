@@ -50,7 +50,9 @@ CHOICES: dict[str, tuple] = {
     "TRAIN.NONFINITE": ("stop", "skip"),
     "PICTURE.HEAD_FUSION": ("mean", "max", "min"),
     "KNN.FEATURES": ("mean", "mean_raw", "cls", "cls_raw"),
-    "DIST.STRATEGY": ("auto", "single", "ddp"),
+    "DIST.STRATEGY": ("auto", "single", "ddp", "sharded_ddp", "fsdp2"),
+    "DIST.PARAM_PRECISION": ("auto", "fp32"),
+    "DIST.REDUCE_PRECISION": ("fp32", "auto"),
 }
 """Keys that take one of a few words."""
 

@@ -89,18 +89,22 @@ def build_trainer(
     cfg: CfgNode, task, plan: RunPlan, world: World, folder: Path, precision: str, warnings: list[str]
 ) -> Trainer:
     """The trainer of `cfg`, with weights, optimizer and position restored where there is something to restore."""
-    strategy = build_strategy(cfg.DIST.STRATEGY, world)
+    strategy = build_strategy(cfg.DIST, world, precision)
     model = task.model.to(world.device)
+    summary = _summary(cfg, task, plan, world, precision)
     average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None
+    for sharded in (model, average.module) if average is not None else (model,):
+        strategy.shard(sharded)
     guard = StepGuard(
         world.device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, precision == "fp16", cfg.LOG_PERIOD
     )
     state = TrainState(
         model=model,
-        optimizer=build_optimizer(model, cfg),
-        scaler=torch.amp.GradScaler(world.device.type, enabled=precision == "fp16"),
+        optimizer=build_optimizer(model, cfg, strategy.optimizer),
+        scaler=strategy.scaler(precision == "fp16"),
         average=average.module if average is not None else None,
         guard=guard,
+        strategy=strategy,
         meters={
             name: torch.zeros((), dtype=torch.float64, device=world.device) for name in ("loss", "steps", "clipped")
         },
@@ -113,7 +117,7 @@ def build_trainer(
             "one folder that all machines share."
         )
     log = RunLog(folder if world.is_main else None, first_step=state.step)
-    _log_start(cfg, task, plan, world, log, precision, warnings, notes)
+    _log_start(cfg, task, plan, world, log, precision, warnings, notes, summary)
     repetitions = cfg.AUG.REPEATED_SAMPLER
     sampler = TrainSampler(
         plan.files, plan.batch_per_rank, world.rank, world.size, cfg.RNG_SEED, repetitions=repetitions
@@ -128,7 +132,6 @@ def build_trainer(
         loader=build_loader(task.train_set, sampler, cfg.DATA_LOADER.NUM_WORKERS, pin_memory),
         plan=plan,
         settings=Settings.from_cfg(cfg, precision),
-        strategy=strategy,
         world=world,
         guard=guard,
         log=log,
@@ -151,20 +154,35 @@ def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> li
         if is_training_state(content, plan):
             restore(content, state, plan, cfg.RNG_SEED, path)
             return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
-    report = init_from(state.model, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH)
-    if state.average is not None:
-        state.average.load_state_dict(state.model.state_dict())
+    whole = state.strategy.whole(state.model)
+    report = init_from(whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH)
+    for model in (state.model, state.average) if state.average is not None else (state.model,):
+        state.strategy.load_model(model, whole.state_dict())
     return [f"weights from {path}", *report.lines()]
 
 
+def _summary(cfg: CfgNode, task, plan: RunPlan, world: World, precision: str) -> list[str]:
+    """The table of the dry run, where LOG_MODEL_INFO wants it; the model is still in one piece."""
+    if not world.is_main or not cfg.LOG_MODEL_INFO:
+        return []
+    return describe_run(task.model, task.summary_input, plan, precision).lines()
+
+
 def _log_start(
-    cfg: CfgNode, task, plan: RunPlan, world: World, log: RunLog, precision: str, warnings: list[str], notes: list[str]
+    cfg: CfgNode,
+    task,
+    plan: RunPlan,
+    world: World,
+    log: RunLog,
+    precision: str,
+    warnings: list[str],
+    notes: list[str],
+    summary: list[str],
 ) -> None:
     if not world.is_main:
         return
-    if cfg.LOG_MODEL_INFO:
-        for line in describe_run(task.model, task.summary_input, plan, precision).lines():
-            logger.info("%s", line)
+    for line in summary:
+        logger.info("%s", line)
     where = f"{world.size} process(es) on {world.device.type}"
     logger.info("%s, %s, %d training files, output in %s", where, precision, plan.files, log.folder)
     if cfg.NUM_GPUS > 1 and world.size == 1:
@@ -211,7 +229,8 @@ def _evaluate_only(
         folder = prepare_folder(str(folder / plan.task))
     epoch, step = (0, 0) if never_trains else (plan.epochs, plan.total_steps)
     log = RunLog(folder if world.is_main else None, first_step=step)
-    _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()])
+    summary = _summary(cfg, task, plan, world, precision)
+    _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()], summary)
     model = task.model.to(world.device).eval()
     values = task.evaluate(model, epoch, last=True)
     for name, thing, caption in task.pictures(model, epoch, last=True):

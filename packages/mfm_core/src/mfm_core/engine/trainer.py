@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from mfm_core.checkpoint.resume import TrainState, save_checkpoint
+from mfm_core.checkpoint.resume import TrainState, save_checkpoint, whole_state
 from mfm_core.config.plan import RunPlan
 from mfm_core.data.loader import Loader
 from mfm_core.engine.guard import RunningStatistics, StepGuard
@@ -25,7 +25,6 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch, Task
 from mfm_core.monitor.meters import Throughput, peak_memory_gb
 from mfm_core.optim.build import follow
-from mfm_core.parallel.strategies import Single
 from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,6 @@ class Trainer:
         loader: Loader,
         plan: RunPlan,
         settings: Settings,
-        strategy: Single,
         world: World,
         guard: StepGuard,
         log: RunLog,
@@ -85,7 +83,7 @@ class Trainer:
         cfg: CfgNode,
     ) -> None:
         self.task, self.model, self.state, self.average = task, model, state, average
-        self.loader, self.plan, self.settings, self.strategy = loader, plan, settings, strategy
+        self.loader, self.plan, self.settings, self.strategy = loader, plan, settings, state.strategy
         self.world, self.guard, self.log, self.folder, self.cfg = world, guard, log, folder, cfg
         self.autocast = autocast_factory(settings.precision, world.device)
         self.statistics = RunningStatistics(state.model, world)
@@ -155,26 +153,24 @@ class Trainer:
             loss += part_loss.detach() * share
         loss = self.world.all_sum(loss)
         scaler.unscale_(optimizer)
-        clip_norm = self.settings.clip_norm
-        grad_norm = self.strategy.clip(self.model.parameters(), clip_norm, self.settings.clip_value)
+        grad_norm = self.strategy.clip(optimizer, self.settings.clip_norm, self.settings.clip_value)
         fault = self.guard.judge(step, loss, grad_norm, batch.index)
         self._optimizer_step(fault)
         self.statistics.settle(statistics, fault)
         if self.average is not None:
-            self.average.update(self.state.model)
+            self.strategy.update_average(self.average, self.state.model)
         self.state.step += 1
         self._count(loss, grad_norm, fault)
         return loss, grad_norm
 
     def _optimizer_step(self, fault: Tensor) -> None:
-        """Fused optimizers read `found_inf`, and leave weights and moments alone where it is 1.
+        """Leaves weights and moments alone where `fault` is 1.
 
-        It is what torch's fp16 scaler would set; that one has seen the gradients in `unscale_` and adapts its scale.
+        torch's fp16 scaler has seen the gradients in `unscale_` and adapts its scale.
         """
-        self.state.optimizer.found_inf = fault
-        self.state.optimizer.step()
+        self.strategy.step(self.state.optimizer, fault)
         self.state.scaler.update()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.strategy.zero_grad(self.model, self.state.optimizer)
 
     def _count(self, loss: Tensor, grad_norm: Tensor, fault: Tensor) -> None:
         meters, clip = self.state.meters, self.settings.clip_norm
@@ -227,8 +223,9 @@ class Trainer:
         last = epoch == self.plan.epochs
         start = time.time()
         values = self._epoch_means()
-        values |= self.task.evaluate(self.evaluated(), epoch, last)
-        for name, image, caption in self.task.pictures(self.evaluated(), epoch, last):
+        model = self.evaluated()
+        values |= self.task.evaluate(model, epoch, last)
+        for name, image, caption in self.task.pictures(model, epoch, last):
             self.log.picture(name, image, caption, epoch, self.state.step)
         self._log_bad_files([file for loader in self.task.eval_loaders() for file in loader.bad.values()])
         if values:
@@ -237,13 +234,14 @@ class Trainer:
     def evaluated(self) -> torch.nn.Module:
         """The model that evaluation looks at: the average where there is one, in evaluation mode."""
         model = self.average.module if self.average is not None else self.state.model
-        return model.eval()
+        return self.strategy.whole(model).eval()
 
     def save(self, required: bool = False) -> None:
         """Writes a checkpoint; a full disk costs this checkpoint only, unless it is `required`."""
+        content = whole_state(self.state, self.plan, self.cfg)
         if self.world.is_main:
             try:
-                path = save_checkpoint(self.folder, self.state, self.plan, self.cfg)
+                path = save_checkpoint(self.folder, content, self.plan, self.cfg.TRAIN.CHECKPOINT_KEEP)
                 logger.info("saved %s", path)
             except UserError as error:
                 if required:

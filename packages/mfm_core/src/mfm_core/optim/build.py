@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 from fvcore.common.config import CfgNode
@@ -49,8 +50,14 @@ def lars(groups: list[dict], cfg: CfgNode) -> torch.optim.Optimizer:
     return LARS(groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, adapt_1d=cfg.SOLVER.LARS_ADAPT_1D)
 
 
-def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer over the model's groups.
+Make = Callable[[list[dict]], torch.optim.Optimizer]
+"""Makes an optimizer of parameter groups."""
+
+
+def build_optimizer(
+    model: nn.Module, cfg: CfgNode, share: Callable[[list[dict], Make], torch.optim.Optimizer] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer over the model's groups, or what `share` (`Strategy.optimizer`) makes of these.
 
     The model offers `layer_of`, `num_layers`, `lr_scale` and `no_weight_decay`.
     """
@@ -64,7 +71,8 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         num_layers=model.num_layers,
         lr_scale=model.lr_scale,
     )
-    return OPTIMIZERS.get(cfg.SOLVER.OPTIMIZING_METHOD)(groups, cfg)
+    make = partial(OPTIMIZERS.get(cfg.SOLVER.OPTIMIZING_METHOD), cfg=cfg)
+    return share(groups, make) if share else make(groups)
 
 
 def _spared(model: nn.Module, cls_and_positions: bool, tables: Collection[str]) -> set[str]:

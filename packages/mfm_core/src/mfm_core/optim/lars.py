@@ -41,6 +41,8 @@ class LARS(torch.optim.Optimizer):
     ) -> None:
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, {**options, "trust_coefficient": trust_coefficient, "adapt_1d": adapt_1d})
+        self.norms_of_whole: Callable[[Tensor], Tensor] = torch.clone
+        """From the norms of these tensors to those of the tensors that they are pieces of; whoever cut them sets it."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -50,17 +52,17 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group, found_inf)
+        moving = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for (parameter, group), trust in zip(moving, self._trusts(moving)):
+            self._update(parameter, group, trust, found_inf)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], found_inf: Tensor | None) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], trust: Tensor | None, found_inf: Tensor | None) -> None:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = group["momentum"] * state["momentum_buffer"] + self._adapted(parameter, group)
+        update = parameter.grad if trust is None else _decayed(parameter, group) * trust
+        buffer = group["momentum"] * state["momentum_buffer"] + update
         moved = parameter - group["lr"] * buffer
         if found_inf is not None:
             buffer = torch.where(found_inf > 0, state["momentum_buffer"], buffer)
@@ -68,12 +70,20 @@ class LARS(torch.optim.Optimizer):
         state["momentum_buffer"].copy_(buffer)
         parameter.copy_(moved)
 
-    @staticmethod
-    def _adapted(parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """The decayed gradient times its trust ratio."""
-        if parameter.ndim <= 1 and not group["adapt_1d"]:
-            return parameter.grad
-        update = parameter.grad + group["weight_decay"] * parameter
-        size, step = parameter.norm(), update.norm()
-        trust = group["trust_coefficient"] * size / (step + (1e-8 if group["adapt_1d"] else 0.0))
-        return update * torch.where((size > 0) & (step > 0), trust, 1.0)
+    def _trusts(self, moving: list[tuple[Tensor, dict[str, Any]]]) -> list[Tensor | None]:
+        """The trust ratio of each tensor, None for those that are not adapted; all norms in one go."""
+        adapted = [i for i, (p, group) in enumerate(moving) if p.ndim > 1 or group["adapt_1d"]]
+        trusts: list[Tensor | None] = [None] * len(moving)
+        if not adapted:
+            return trusts
+        norms = [torch.stack([moving[i][0].norm(), _decayed(*moving[i]).norm()]) for i in adapted]
+        for i, (size, step) in zip(adapted, self.norms_of_whole(torch.stack(norms))):
+            group = moving[i][1]
+            trust = group["trust_coefficient"] * size / (step + (1e-8 if group["adapt_1d"] else 0.0))
+            trusts[i] = torch.where((size > 0) & (step > 0), trust, 1.0)
+        return trusts
+
+
+def _decayed(parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """The gradient with weight decay."""
+    return parameter.grad + group["weight_decay"] * parameter

@@ -53,6 +53,20 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
+    def to_main(self, tensor: Tensor, owner: int) -> Tensor:
+        """The tensor of process `owner`, on the CPU of the main process; to the others it returns what they pass in.
+
+        Who does not own it passes in one of that shape and type, be it on the meta device. All processes call.
+        """
+        if self.rank == owner != 0:
+            dist.send(tensor.to(self.device).contiguous(), dst=0)
+        if not self.is_main:
+            return tensor
+        if owner != 0:
+            tensor = torch.empty_like(tensor, device=self.device, memory_format=torch.contiguous_format)
+            dist.recv(tensor, src=owner)
+        return tensor.cpu()
+
     def from_main(self, thing: Any) -> Any:
         """What the main process passes in."""
         if self.size == 1:

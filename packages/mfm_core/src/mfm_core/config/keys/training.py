@@ -87,7 +87,17 @@ TRAIN.STOP_STEP = 0
 
 # ours: distribution over processes.
 DIST = CN()
-# auto: ddp where there are several processes | single | ddp
+# auto: single for one process, sharded_ddp for several | single | ddp | sharded_ddp (fairscale) | fsdp2
 DIST.STRATEGY = "auto"
+# ddp: look in each step for parameters that take no part in it; without, such a step is refused.
+DIST.FIND_UNUSED = False
+# fsdp2: what blocks are put together and compute in, auto (what TRAIN.PRECISION says) | fp32. Pieces are kept in fp32.
+DIST.PARAM_PRECISION = "auto"
+# fsdp2: what gradients are summed in, fp32 | auto (what TRAIN.PRECISION says).
+DIST.REDUCE_PRECISION = "fp32"
+# fsdp2: forget a block's parameters after its forward pass and gather them again for the backward pass.
+DIST.RESHARD_AFTER_FORWARD = True
+# fsdp2: parameters, gradients and moments lie in main memory, where the optimizer steps them.
+DIST.CPU_OFFLOAD = False
 # Seconds after which a collective operation that does not complete ends the run.
 DIST.TIMEOUT = 1800.0
