@@ -174,6 +174,11 @@ RUN_RULES: tuple[Rule, ...] = (
         "acts with DIST.STRATEGY fsdp2 only",
         ("DIST.PARAM_PRECISION", "DIST.REDUCE_PRECISION", "DIST.RESHARD_AFTER_FORWARD", "DIST.CPU_OFFLOAD"),
     ),
+    (
+        lambda c: c.DIST.STRATEGY == "fsdp2" and c.TRAIN.PRECISION == "fp32",
+        "has no effect: TRAIN.PRECISION is fp32",
+        ("DIST.PARAM_PRECISION", "DIST.REDUCE_PRECISION"),
+    ),
     (lambda c: c.TRAIN.PRECISION != "auto", "acts with TRAIN.PRECISION auto only", ("TRAIN.MIXED_PRECISION",)),
     (
         trains,

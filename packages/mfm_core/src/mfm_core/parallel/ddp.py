@@ -1,4 +1,4 @@
-"""torch's DistributedDataParallel: every process holds everything, gradients are averaged in buckets (Li et al. 2020)."""
+"""torch's DistributedDataParallel: every process holds everything, gradients are averaged (Li et al. 2020)."""
 
 from __future__ import annotations
 

@@ -196,13 +196,13 @@ class FSDP2(Sharded):
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What is put together at a time: the modules that stand in lists and chains, outermost first."""
+    """What is put together at a time: modules of several parts that stand in lists and chains, outermost first."""
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
             for block in child:
                 if isinstance(block, nn.ModuleList):
                     yield from blocks(block)
-                elif any(True for _ in block.parameters()):
+                elif any(part is not block for part in block.modules()) and any(True for _ in block.parameters()):
                     yield block
         else:
             yield from blocks(child)

@@ -44,7 +44,7 @@ class ShardedDDP(Sharded):
         super().__init__(world)
         self._oss: OSS | None = None
         self._used: set[int] = set()
-        """Parameters, by id, that had a gradient in the current micro-batch; `_earlier`: in those of the step before."""
+        """Parameters, by id, that had a gradient in the current micro-batch; `_earlier`: in the step's before it."""
         self._earlier: set[int] = set()
         self._aside: list[tuple[nn.Parameter, Tensor]] = []
         self._agreed = False

@@ -1,0 +1,223 @@
+"""Every strategy trains what one process trains: the same weights after 20 steps on the same global batches.
+
+Each world of processes is started once and goes through all cases with the real trainer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from strategy_runs import SOLVERS, Case, continue_case, furthest, furthest_moment, in_world, run_case
+
+from mfm_core.parallel.world import World
+
+STRATEGIES = ("ddp", "sharded_ddp", "fsdp2")
+CLIP = ("SOLVER.CLIP_GRAD_L2NORM", 0.05)
+EXACT = 1e-5
+
+
+def plain(strategy: str) -> tuple:
+    """FSDP2 with all parameters in float32, which others have anyway."""
+    return ("DIST.PARAM_PRECISION", "fp32") if strategy == "fsdp2" else ()
+
+
+def matrix() -> list[Case]:
+    cases = []
+    for solver, precision, clip, parts in product(SOLVERS, ("fp32", "bf16"), ((), CLIP), (1, 2)):
+        for strategy in STRATEGIES:
+            name = f"{strategy} {solver} {precision} {'clip' if clip else 'free'} {parts}"
+            case = Case(name, strategy, solver=solver, overrides=clip + plain(strategy), precision=precision)
+            cases.append(replace(case, parts=parts))
+    return cases
+
+
+class Alone:
+    """What one process makes of a case; each is run once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.known = folder, {}
+
+    def __call__(self, case: Case, parts: int = 1) -> dict:
+        dist = [pair for pair in zip(case.overrides[::2], case.overrides[1::2]) if not pair[0].startswith("DIST.")]
+        alone = replace(case.alone(parts), name="alone", overrides=tuple(x for pair in dist for x in pair))
+        if alone not in self.known:
+            self.known[alone] = run_case(alone, World(), self.folder)
+        return self.known[alone]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return Alone(tmp_path_factory.mktemp("alone"))
+
+
+def report(worst: dict[str, dict[str, float]], size: int | str) -> None:
+    for strategy, by in worst.items():
+        numbers = ", ".join(f"{what} {value:.1e}" for what, value in by.items())
+        print(f"{size} processes, {strategy}: worst differences from one process: {numbers}")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_twenty_steps_equal_those_of_one_process(size, alone, tmp_path):
+    """fp32: 1e-5, whatever the micro-batches.
+
+    bf16: a gradient is rounded once for each micro-batch, so that one process must see the same ones; then again only
+    the order of float32 sums differs. What is left comes from weights that lie within that difference of a rounding
+    boundary of bf16, and is bounded by a hundredth of what bf16 does to the weights at all.
+    """
+    cases = matrix()
+    found = in_world(size, cases, tmp_path)
+    worst, wrong = defaultdict(lambda: defaultdict(float)), {}
+    for case in cases:
+        rounded = case.precision == "bf16"
+        expected = alone(case, size * case.parts if rounded else 1)
+        difference = furthest(found[case.name], expected)
+        bound = EXACT
+        if rounded:
+            bound = max(EXACT, 0.01 * furthest(expected, alone(replace(case, precision="fp32"))))
+        kinds = worst[case.strategy]
+        kinds[case.precision] = max(kinds[case.precision], difference)
+        kinds["moments " + case.precision] = max(
+            kinds["moments " + case.precision], furthest_moment(found[case.name], expected)
+        )
+        torch.testing.assert_close(found[case.name]["norms"], expected["norms"], rtol=1e-2 if rounded else 1e-4, atol=0)
+        if CLIP[0] in case.overrides:
+            assert (expected["norms"] > CLIP[1]).all(), "nothing was clipped"
+        if not difference <= bound:
+            wrong[case.name] = difference, bound
+    report(worst, size)
+    assert not wrong, wrong
+
+
+def found_unused(strategy: str) -> tuple:
+    return ("DIST.FIND_UNUSED", True) if strategy == "ddp" else ()
+
+
+def specials(size: int) -> dict[Case, int]:
+    """Cases beyond the matrix, and how many micro-batches one process must see to compute the same."""
+    cases: dict[Case, int] = {}
+    for s in STRATEGIES:
+        exact, keeps = plain(s), (*plain(s), "TRAIN.EMA_DECAY", 0.9, *CLIP)
+        cases |= {
+            Case(f"{s} uneven parts", s, batch=7, parts=2, overrides=exact): 1,
+            Case(f"{s} idle", s, twist="idle in turns", parts=2, overrides=exact + found_unused(s)): 1,
+            Case(f"{s} faults", s, twist="faults", parts=2, overrides=(*keeps, "TRAIN.NONFINITE", "skip")): 2 * size,
+            Case(f"{s} faults sgd", s, solver="sgd", twist="faults", overrides=exact): size,
+            Case(f"{s} faults lars", s, solver="lars", twist="faults", overrides=exact): size,
+            Case(f"{s} fp16", s, precision="fp16", overrides=exact + CLIP): size,
+            Case(f"{s} average", s, overrides=keeps): 1,
+            Case(f"{s} BatchNorm", s, kind="resnet", solver="sgd", overrides=exact): size,
+            Case(f"{s} layer decay", s, kind="classifier", overrides=(*exact, "SOLVER.LAYER_DECAY", 0.6)): 1,
+            Case(f"{s} value", s, overrides=(*exact, "SOLVER.CLIP_GRAD_VAL", 0.005)): 1,
+            Case(f"{s} probe", s, kind="probe", solver="lars", overrides=exact + ("SOLVER.LARS_ADAPT_1D", True)): 1,
+            Case(f"{s} autoencoder", s, kind="mff", overrides=exact): 1,
+            Case(f"{s} video", s, kind="mvit", steps=10, parts=2, overrides=exact): 1,
+            Case(f"{s} recomputed", s, overrides=(*exact, "MODEL.ACT_CHECKPOINT", True), steps=5): 1,
+        }
+        if s != "sharded_ddp":
+            cases[Case(f"{s} idle last", s, twist="idle in the last", parts=2, overrides=found_unused(s))] = 2 * size
+    keep, offload = ("DIST.RESHARD_AFTER_FORWARD", False), ("DIST.CPU_OFFLOAD", True)
+    cases |= {
+        Case("ddp idle parts", "ddp", twist="idle in parts", overrides=found_unused("ddp")): size,
+        Case("sharded_ddp no buckets", "sharded_ddp", twist="no buckets", parts=2, overrides=CLIP): 1,
+        Case("fsdp2 keep", "fsdp2", overrides=keep, parts=2): 1,
+        Case("fsdp2 offload", "fsdp2", overrides=offload + CLIP, parts=2): 1,
+        Case("fsdp2 offload lars", "fsdp2", solver="lars", overrides=offload, steps=5): 1,
+    }
+    return cases
+
+
+def rounded() -> list[Case]:
+    """FSDP2's own precisions: blocks put together in bf16, gradients summed in it, too."""
+    lower = ("DIST.REDUCE_PRECISION", "auto")
+    return [
+        Case(f"fsdp2 {solver} {kind}", "fsdp2", solver=solver, precision="bf16", overrides=overrides)
+        for solver in SOLVERS
+        for kind, overrides in {"params": (), "reduced": lower}.items()
+    ]
+
+
+REFUSED = [
+    (Case("idle", "ddp", twist="idle in turns"), "DIST.FIND_UNUSED"),
+    (Case("parts", "sharded_ddp", twist="idle in parts"), "DIST.STRATEGY sharded_ddp"),
+    (Case("last", "sharded_ddp", twist="idle in the last", parts=2), "DIST.STRATEGY sharded_ddp"),
+    (Case("single", "single"), "DIST.STRATEGY single"),
+]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_special_cases_equal_one_process(size, alone, tmp_path):
+    cases = specials(size)
+    again = [Case(f"{s} again", s, stop=10, overrides=(*plain(s), "TRAIN.EMA_DECAY", 0.9, *CLIP)) for s in STRATEGIES]
+    refused = [case for case, _ in REFUSED]
+    found = in_world(size, [*cases, *again, *rounded(), *refused], tmp_path)
+    worst, wrong = defaultdict(dict), {}
+    for case, parts in cases.items():
+        one, what = found[case.name], case.name.removeprefix(case.strategy + " ")
+        assert "refused" not in one, (case.name, one)
+        expected = alone(case, parts)
+        statistics = [name for name in one["model_state"] if "running_" in name]
+        for name in statistics:  # one process sees the micro-batches one after the other
+            torch.testing.assert_close(one["model_state"][name], found[f"ddp {what}"]["model_state"][name])
+            expected["model_state"][name] = one["model_state"][name]
+        difference = max(furthest(one, expected, part) for part in ("model_state", "ema_state") if one[part])
+        if case.precision == "fp32":
+            assert furthest_moment(one, expected) < 1e-3, case.name
+        worst[case.strategy][what] = difference
+        bound = EXACT
+        if case.precision == "fp16":
+            bound = max(EXACT, 0.01 * furthest(expected, alone(replace(case, precision="fp32"))))
+            assert len(set(one["scales"])) == 1 and one["scales"][0] == expected["scales"][0] < 2.0**26, one["scales"]
+        if not difference <= bound:
+            wrong[case.name] = difference, bound
+        assert int(one["guard_state"]["skipped"]) == int(expected["guard_state"]["skipped"])
+        assert one["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
+        if case.twist == "faults":
+            assert int(one["guard_state"]["skipped"]) == 2
+    report(worst, size)
+    assert not wrong, wrong
+    for strategy in STRATEGIES:
+        for part in ("model_state", "ema_state"):
+            assert furthest(found[f"{strategy} again"], found[f"{strategy} average"], part) == 0, "resumed: bit for bit"
+    for case in rounded():
+        expected = alone(case)
+        own = furthest(expected, alone(replace(case, precision="fp32")))
+        assert furthest(found[case.name], expected) <= 3 * own, case.name
+    for case, words in REFUSED:
+        assert words in found[case.name]["refused"] and "\n" not in found[case.name]["refused"]
+
+
+AVERAGED = ("TRAIN.EMA_DECAY", 0.9, *CLIP)
+
+
+def lap(solver: str, strategy: str, steps: int, start: str = "") -> Case:
+    """Trains until `steps`, from the file `start` on."""
+    name = f"{start or solver} {strategy}"
+    return Case(name, strategy, solver=solver, overrides=AVERAGED + plain(strategy), steps=steps, twist=start)
+
+
+def test_checkpoints_move_between_strategies_and_worlds(alone, tmp_path):
+    """One process or three under any strategy, then two under any, then one: always what one process does throughout.
+
+    At each change of hands the file is one that a single process could have written.
+    """
+    first = in_world(3, [lap(solver, s, 4) for solver in SOLVERS for s in STRATEGIES], tmp_path / "three")
+    first |= {f"{solver} single": alone(lap(solver, "single", 4)) for solver in SOLVERS}
+    for name, state in first.items():
+        torch.save(state, tmp_path / f"{name}.pyth")
+    then = [lap(name.split()[0], s, 8, name) for name in first for s in STRATEGIES if s != name.split()[1]]
+    second = in_world(2, then, tmp_path / "two", continue_case)
+    worst: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, state in second.items():
+        torch.save(state, tmp_path / f"{name}.pyth")
+        solver, *way = name.split()
+        last = continue_case(lap(solver, "single", 12, name), World(), tmp_path / "one")
+        undisturbed = alone(lap(solver, "single", 12))
+        worst[solver][" to ".join(way)] = max(furthest(last, undisturbed, x) for x in ("model_state", "ema_state"))
+        assert furthest_moment(last, undisturbed) < 1e-3
+    report(worst, "3 or 1, then 2, then 1")
+    assert max(value for by in worst.values() for value in by.values()) <= EXACT
