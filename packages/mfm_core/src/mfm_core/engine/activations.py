@@ -32,12 +32,14 @@ that would be copied may be contiguous already)."""
 class Activations:
     """Bytes that autograd keeps from the forward for the backward pass, parameters left out.
 
-    fixed: whatever the batch: under autocast, the weights in low precision. per_input: added by each input.
-    checkpointed: the same where blocks are computed again in the backward pass, which keeps their inputs only.
+    fixed: whatever the batch; under autocast, the weights in low precision. fixed_outside: of these, outside of blocks.
+    per_input: added by each input. checkpointed: the same where blocks are computed again in the backward pass, which
+    keeps their inputs only.
     block: what the largest block keeps beside its input; where blocks are computed again, one at a time has it.
     """
 
     fixed: int
+    fixed_outside: int
     per_input: int
     checkpointed: int
     block: int
@@ -55,11 +57,12 @@ def count_activations(
     example: meta tensors for one input of its forward pass.
     """
     totals, outside, blocks = zip(*(_count(model, example, n, precision, device_type) for n in INPUTS))
-    per_input = totals[1] - totals[0]
+    per_input, checkpointed = totals[1] - totals[0], outside[1] - outside[0]
     return Activations(
         fixed=totals[0] - INPUTS[0] * per_input,
+        fixed_outside=outside[0] - INPUTS[0] * checkpointed,
         per_input=per_input,
-        checkpointed=outside[1] - outside[0],
+        checkpointed=checkpointed,
         block=blocks[1] - blocks[0],
     )
 

@@ -12,21 +12,22 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-FLOAT = 4
-"""Bytes of a number in parameters, gradients and moments: float32 under every strategy."""
+from mfm_core.parallel.fsdp2 import blocks as sharded_blocks
+from mfm_core.parallel.sharded_ddp import BUCKET
+
+FLOAT, HALF = 4, 2
+"""Bytes of a number: parameters, gradients and moments are float32 under every strategy."""
 STEP_COUNT = 4
 """Bytes of the scalar in which AdamW counts the steps of each parameter."""
-MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1}
-"""Numbers that an optimizer keeps for each of a parameter's; SGD without momentum keeps none."""
 
 
 @dataclass(frozen=True)
 class Stored:
     """Bytes of the process that holds most.
 
-    parameters, gradients, optimizer: float32. average: the moving average of the weights. gathered: what a sharded
-    strategy assembles for the time of its use, at most: whole parameters, and a block's gradients before they are
-    exchanged. host: of all these, what lies in the host's memory instead of the device's.
+    parameters, gradients, optimizer: what stays from step to step, float32. average: the moving average of the weights.
+    gathered: what a sharded strategy puts together for the time of its use, at most: whole parameters, and gradients
+    before they are exchanged. in_host: whether all but what is gathered lies in main memory instead of the device's.
     """
 
     parameters: int
@@ -34,17 +35,22 @@ class Stored:
     optimizer: int
     average: int = 0
     gathered: int = 0
-    host: int = 0
+    in_host: bool = False
 
     @property
-    def total(self) -> int:
-        """All of it."""
-        return self.parameters + self.gradients + self.optimizer + self.average + self.gathered
+    def held(self) -> int:
+        """What stays from step to step."""
+        return self.parameters + self.gradients + self.optimizer + self.average
 
     @property
     def device(self) -> int:
         """What lies in the device's memory."""
-        return self.total - self.host
+        return self.gathered + (0 if self.in_host else self.held)
+
+    @property
+    def host(self) -> int:
+        """What lies in main memory for want of room on the device."""
+        return self.held if self.in_host else 0
 
 
 Shape = tuple[int, ...]
@@ -64,8 +70,9 @@ class Sizes:
     root: tuple[Shape, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, groups: Sequence[dict], blocks: Sequence[nn.Module]) -> Sizes:
-        """Of a model, the parameter groups of its optimizer, and the modules that are sharded by themselves."""
+    def of(cls, model: nn.Module, groups: Sequence[dict]) -> Sizes:
+        """Of a model, and the parameter groups of its optimizer."""
+        blocks = list(sharded_blocks(model))
         inside = {id(p) for block in blocks for p in block.parameters()}
         return cls(
             groups=tuple(_shapes(group["params"]) for group in groups),
@@ -93,20 +100,25 @@ def _shapes(parameters: Iterable[Tensor]) -> tuple[Shape, ...]:
 class Options:
     """How a run trains, as far as it matters for what is stored.
 
-    optimizer: adamw | sgd | lars. moments: numbers that it keeps for each of a parameter's (`MOMENTS`, or 0 for SGD
-    without momentum). average: whether the weights' moving average is kept. accumulates: whether gradients of several
-    micro-batches add up before they are exchanged. gathered_bytes: of a number in parameters that are assembled for
-    use. reshard: whether they are given back after the forward pass of a block. offload: whether shards lie in the
-    host's memory.
+    optimizer: adamw | sgd | lars. momentum: whether it keeps one, where it has the choice. average: whether the moving
+    average of the weights is kept. accumulates: whether gradients of several micro-batches add up before they are
+    exchanged. low_precision: whether fsdp2's blocks are put together in 16 bits. reshard: whether they are given back
+    after their forward pass. offload: whether pieces lie in main memory.
     """
 
     optimizer: str = "adamw"
-    moments: int = 2
+    momentum: bool = True
     average: bool = False
     accumulates: bool = False
-    gathered_bytes: int = FLOAT
+    low_precision: bool = False
     reshard: bool = True
     offload: bool = False
+
+    def optimizer_bytes(self, shapes: Sequence[Shape]) -> int:
+        """What the optimizer keeps for parameters of these shapes."""
+        moments = 2 if self.optimizer == "adamw" else int(self.momentum)
+        steps = STEP_COUNT * len(shapes) if self.optimizer == "adamw" else 0
+        return FLOAT * moments * _count(shapes) + steps
 
 
 def replicated(sizes: Sizes, processes: int, options: Options) -> Stored:
@@ -114,7 +126,7 @@ def replicated(sizes: Sizes, processes: int, options: Options) -> Stored:
     return Stored(
         parameters=FLOAT * _count(sizes.all),
         gradients=FLOAT * _count(sizes.trained),
-        optimizer=_optimizer_bytes(sizes.trained, options),
+        optimizer=options.optimizer_bytes(sizes.trained),
         average=FLOAT * _count(sizes.all) * options.average,
     )
 
@@ -122,20 +134,24 @@ def replicated(sizes: Sizes, processes: int, options: Options) -> Stored:
 def sharded_optimizer(sizes: Sizes, processes: int, options: Options) -> Stored:
     """sharded_ddp: whole parameters are dealt out, and with them their optimizer state and the sum of their gradients.
 
-    Gradients are those after the backward pass. While it runs, those that are not sent yet lie there, too; all of them
-    where micro-batches add up.
+    Gradients that travel in buckets stay everywhere, those that travel alone are forgotten where they are not stepped.
+    That is after the backward pass: while it runs, what is not sent yet lies there too, and all of it where
+    micro-batches add up.
     """
     shares = deal_out(sizes.groups, processes)
-    gradients = [sizes.trained] if options.accumulates else shares
+    limit = min(BUCKET, _count(sizes.all))
+    buckets = [_fitting(share, limit) for share in shares]
+    alone = [_count(share) - bucket for share, bucket in zip(shares, buckets)]
+    gradients = _count(sizes.trained) if options.accumulates else sum(buckets) + max(alone)
     return replace(
         replicated(sizes, processes, options),
-        gradients=max(FLOAT * _count(share) for share in gradients),
-        optimizer=max(_optimizer_bytes(share, options) for share in shares),
+        gradients=FLOAT * gradients,
+        optimizer=max(options.optimizer_bytes(share) for share in shares),
     )
 
 
 def deal_out(groups: Sequence[Sequence[Shape]], processes: int) -> list[list[Shape]]:
-    """Which parameters each process owns: fairscale's OSS gives each to the one that has the fewest numbers so far."""
+    """Which parameters each process steps: fairscale's OSS gives each to the one that has the fewest numbers so far."""
     shares: list[list[Shape]] = [[] for _ in range(processes)]
     loads = [0] * processes
     for shape in (shape for group in groups for shape in group):
@@ -145,40 +161,50 @@ def deal_out(groups: Sequence[Sequence[Shape]], processes: int) -> list[list[Sha
     return shares
 
 
+def _fitting(share: Sequence[Shape], limit: int) -> int:
+    """Numbers that find place in a bucket, which ShardedDataParallel fills from the smallest parameter on."""
+    filled = 0
+    for size in sorted(_count([shape]) for shape in share):
+        filled += size if filled + size <= limit else 0
+    return filled
+
+
 def fully_sharded(sizes: Sizes, processes: int, options: Options) -> Stored:
-    """fsdp2: every process holds a slice of each parameter, and assembles a block's when it is that block's turn.
+    """fsdp2: every process holds a piece of each parameter, and a block is put together when it computes.
 
-    The first process is the one that holds most: slices are cut along the first axis, whose length need not divide,
-    so a parameter with fewer rows than there are processes is not cut evenly, and a single row not at all.
+    The first process holds most: pieces are cut along the first axis, whose length need not divide. A parameter with
+    fewer rows than there are processes is not cut evenly, and one of a single row not at all.
     """
-    trained, everything = ([first_slice(s, processes) for s in shapes] for shapes in (sizes.trained, sizes.all))
-    gradients = FLOAT * _count(sizes.trained if options.accumulates else trained)
-    held = Stored(
+    trained, everything = ([first_piece(s, processes) for s in shapes] for shapes in (sizes.trained, sizes.all))
+    return Stored(
         parameters=FLOAT * _count(everything),
-        gradients=gradients,
-        optimizer=_optimizer_bytes(trained, options),
+        gradients=FLOAT * _count(trained),
+        optimizer=options.optimizer_bytes(trained),
         average=FLOAT * _count(everything) * options.average,
+        gathered=_whole_parameters(sizes, options) + _whole_gradients(sizes, options),
+        in_host=options.offload,
     )
-    gathered = _gathered(sizes, options)
-    on_host = held.total if options.offload else 0
-    return replace(held, gathered=gathered, host=on_host)
 
 
-def first_slice(shape: Shape, processes: int) -> Shape:
+def first_piece(shape: Shape, processes: int) -> Shape:
     """What the first process has of a parameter: chunks along the first axis, the last smaller or empty."""
     return (-(-shape[0] // processes), *shape[1:]) if shape else shape
 
 
-def _gathered(sizes: Sizes, options: Options) -> int:
-    """Parameters that are whole at the same time, and the gradients of one block that are not exchanged yet.
-
-    What stands outside of blocks stays whole from the forward to the backward pass. Of the blocks, the one that
-    computes is whole, and the next, which is fetched meanwhile; all of them where they are not given back.
+def _whole_parameters(sizes: Sizes, options: Options) -> int:
+    """What is outside of blocks is whole, in float32, from the forward to the backward pass; so is the block that
+    computes, and the next, which is fetched meanwhile; all blocks are where they are not given back.
     """
     blocks = [_count(block) for block in sizes.blocks]
     neighbours = [sum(pair) for pair in zip(blocks, blocks[1:])] or blocks
-    whole = _count(sizes.root) + (max(neighbours, default=0) if options.reshard else sum(blocks))
-    return options.gathered_bytes * (whole + max([_count(sizes.root), *blocks]))
+    at_once = max(neighbours, default=0) if options.reshard else sum(blocks)
+    return FLOAT * _count(sizes.root) + (HALF if options.low_precision else FLOAT) * at_once
+
+
+def _whole_gradients(sizes: Sizes, options: Options) -> int:
+    """The largest block's until they are exchanged, or all where micro-batches add up; in float32."""
+    largest = max(_count(block) for block in (*sizes.blocks, sizes.root))
+    return FLOAT * (_count(sizes.trained) if options.accumulates else largest)
 
 
 STORED: dict[str, Callable[[Sizes, int, Options], Stored]] = {
@@ -192,8 +218,3 @@ STORED: dict[str, Callable[[Sizes, int, Options], Stored]] = {
 
 def _count(shapes: Iterable[Shape]) -> int:
     return sum(math.prod(shape) for shape in shapes)
-
-
-def _optimizer_bytes(shapes: Sequence[Shape], options: Options) -> int:
-    steps = STEP_COUNT * len(shapes) if options.optimizer == "adamw" else 0
-    return FLOAT * options.moments * _count(shapes) + steps

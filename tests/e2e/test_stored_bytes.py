@@ -1,0 +1,123 @@
+"""The bytes that the strategies' formulas promise are those that processes hold in a real step, on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import chain, product
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from strategy_runs import SOLVERS, Case, in_world, trainer_of
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from mfm_core.engine.memory import options_from_cfg
+from mfm_core.engine.trainer import Trainer
+from mfm_core.optim.build import groups_from_cfg
+from mfm_core.parallel import memory, sharded_ddp
+from mfm_core.parallel.memory import STORED, Sizes, deal_out, first_piece
+from mfm_core.parallel.world import World
+from mfm_image.models import build_model
+
+EMA = ("TRAIN.EMA_DECAY", 0.9)
+TWICE = ("TRAIN.ACCUM_STEPS", 2)
+WHOLE = ("DIST.RESHARD_AFTER_FORWARD", False)
+CASES = [
+    Case(f"{strategy} {solver}", strategy, overrides=tuple(SOLVERS[solver]))
+    for strategy, solver in product(("ddp", "sharded_ddp", "fsdp2"), SOLVERS)
+]
+CASES += [
+    Case("ddp average", "ddp", overrides=EMA),
+    Case("sharded_ddp average", "sharded_ddp", overrides=EMA),
+    Case("sharded_ddp accumulating", "sharded_ddp", overrides=TWICE),
+    Case("sharded_ddp small buckets", "sharded_ddp"),
+    Case("fsdp2 average", "fsdp2", overrides=EMA),
+    Case("fsdp2 whole", "fsdp2", overrides=WHOLE),
+    Case("fsdp2 accumulating", "fsdp2", overrides=TWICE),
+    Case("sgd without momentum", "ddp", overrides=(*SOLVERS["sgd"], "SOLVER.MOMENTUM", 0.0)),
+]
+
+
+def small_buckets(case: Case):
+    """A few hundred numbers: some gradients travel in buckets, others alone."""
+    limit = 600 if "small buckets" in case.name else sharded_ddp.BUCKET
+    return patch.multiple(sharded_ddp, BUCKET=limit), patch.multiple(memory, BUCKET=limit)
+
+
+def held_bytes(case: Case, world: World, folder: Path) -> dict[str, int]:
+    """What each process holds in the second step, of the process that holds most; and what the formulas say."""
+    there, here = small_buckets(case)
+    with there, here:
+        trainer = trainer_of(case, world, folder / case.name)
+        found: dict[str, int] = {"gathered": 0}
+        _look_into_blocks(trainer, found)
+        step = trainer.strategy.step
+
+        def look(optimizer, fault):
+            found["gradients"] = _gradients(trainer)
+            step(optimizer, fault)
+
+        trainer.strategy.step = look
+        for i in range(2):
+            batch = trainer.task.batch(i, case.batch, world.rank, world.size)
+            trainer.train_step(batch)
+        found["parameters"] = _bytes(trainer.state.model.parameters())
+        found["average"] = _bytes(trainer.state.average.parameters()) if trainer.average else 0
+        slots = chain(*(slots.values() for slots in trainer.state.optimizer.state.values()))
+        found["optimizer"] = _bytes(slot for slot in slots if isinstance(slot, torch.Tensor))
+        promised = asdict(_promised(case, trainer, world))
+    everyone = world.gather(found)
+    return {**{name: max(held[name] for held in everyone) for name in found}, "promised": promised}
+
+
+def _promised(case: Case, trainer: Trainer, world: World):
+    model = build_model(trainer.cfg)
+    sizes = Sizes.of(model, groups_from_cfg(model, trainer.cfg))
+    return STORED[case.strategy](sizes, world.size, options_from_cfg(trainer.cfg, case.precision))
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of the distinct storages."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in (t.detach() for t in tensors)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}
+    return sum(storages.values())
+
+
+def _gradients(trainer: Trainer) -> int:
+    tensors = [p.grad for p in trainer.state.model.parameters() if p.grad is not None]
+    buckets = [bucket.buffer for bucket in getattr(trainer.model, "_bucket_list", ())]
+    return _bytes([*tensors, *buckets])
+
+
+def _look_into_blocks(trainer: Trainer, found: dict[str, int]) -> None:
+    """Notes, in the middle of each block, forwards and backwards, how many bytes of whole parameters there are."""
+    units = [module for module in trainer.state.model.modules() if isinstance(module, FSDPModule)]
+    parameters = [p for unit in units for p in unit._get_fsdp_state()._fsdp_param_group.fsdp_params]
+
+    def look(*_) -> None:
+        whole = [t.untyped_storage() for p in parameters for t in getattr(p, "all_gather_outputs", ())]
+        found["gathered"] = max(found["gathered"], sum(s.nbytes() for s in whole))
+
+    def before(_, inputs) -> None:
+        look()
+        inputs[0].register_hook(look)
+
+    for unit in units:
+        if hasattr(unit, "mlp"):
+            unit.mlp.register_forward_pre_hook(before)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def held(request, tmp_path_factory):
+    return in_world(request.param, CASES, tmp_path_factory.mktemp("worlds"), held_bytes)
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_what_is_held(name, held):
+    found = held[name]
+    print(name, found)
+    for part in ("parameters", "gradients", "optimizer", "average"):
+        assert found[part] == found["promised"][part], part
