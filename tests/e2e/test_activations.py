@@ -16,18 +16,18 @@ from torch.overrides import TorchFunctionMode
 
 from mfm_core.config import load_config
 from mfm_core.engine.activations import checkpointed_blocks, count_activations
-from mfm_image import entry as images
-from mfm_video import entry as videos
+from mfm_image.modality import IMAGES
+from mfm_video.modality import VIDEOS
 
 INPUTS = 5
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MODELS = {
-    "maskfeat": (images, lambda *o: tiny_config("pretrain", "", "", *o)),
-    "classifier": (images, lambda *o: tiny_config("finetune", "", "", *o)),
-    "mae": (images, lambda *o: _of("mae/in1k_VIT_B_16_PT_800e", *SMALL_MAE, *o)),
-    "mfm resnet": (images, lambda *o: _of("mfm/mfm_pretrain__resnet50__img224__300ep", *SMALL_IMAGES, *o)),
-    "maskfeat clips": (videos, lambda *o: tiny_clip_config("maskfeat", "", "", *o)),
-    "mae clips": (videos, lambda *o: tiny_clip_config("mae", "", "", *o)),
+    "maskfeat": (IMAGES, lambda *o: tiny_config("pretrain", "", "", *o)),
+    "classifier": (IMAGES, lambda *o: tiny_config("finetune", "", "", *o)),
+    "mae": (IMAGES, lambda *o: _of("mae/in1k_VIT_B_16_PT_800e", *SMALL_MAE, *o)),
+    "mfm resnet": (IMAGES, lambda *o: _of("mfm/mfm_pretrain__resnet50__img224__300ep", *SMALL_IMAGES, *o)),
+    "maskfeat clips": (VIDEOS, lambda *o: tiny_clip_config("maskfeat", "", "", *o)),
+    "mae clips": (VIDEOS, lambda *o: tiny_clip_config("mae", "", "", *o)),
 }
 SMALL_IMAGES = ["DATA.TRAIN_CROP_SIZE", "64", "DATA.TEST_CROP_SIZE", "64"]
 SMALL_MAE = [*SMALL_IMAGES, "MVIT.EMBED_DIM", "24", "MVIT.DEPTH", "3", "MVIT.NUM_HEADS", "2"]
@@ -41,8 +41,8 @@ def _of(file: str, *overrides: object):
 
 def build(name: str, *overrides: object):
     """The model, and meta tensors for one of its inputs."""
-    entry, configure = MODELS[name]
-    modality, cfg = entry.dry_run.keywords["modality"], configure(*overrides)
+    modality, configure = MODELS[name]
+    cfg = configure(*overrides)
     model = modality.build_model(cfg)
     return model, modality.example_input(cfg, model.backbone.grid)
 

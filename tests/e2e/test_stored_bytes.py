@@ -6,75 +6,68 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import chain, product
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import pytest
 import torch
-from strategy_runs import SOLVERS, Case, in_world, trainer_of
+from strategy_runs import Case, in_world, steps_of, trainer_of
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from mfm_core.engine.memory import options_from_cfg
 from mfm_core.engine.trainer import Trainer
 from mfm_core.optim.build import groups_from_cfg
-from mfm_core.parallel import memory, sharded_ddp
-from mfm_core.parallel.memory import STORED, Sizes, deal_out, first_piece
+from mfm_core.parallel.memory import STORED, Sizes
 from mfm_core.parallel.world import World
-from mfm_image.models import build_model
+from mfm_image.models import build_model as build_images
+from mfm_video.models import build_model as build_videos
 
 EMA = ("TRAIN.EMA_DECAY", 0.9)
 TWICE = ("TRAIN.ACCUM_STEPS", 2)
 WHOLE = ("DIST.RESHARD_AFTER_FORWARD", False)
 CASES = [
-    Case(f"{strategy} {solver}", strategy, overrides=tuple(SOLVERS[solver]))
-    for strategy, solver in product(("ddp", "sharded_ddp", "fsdp2"), SOLVERS)
+    Case(f"{strategy} {solver}", strategy, solver=solver)
+    for strategy, solver in product(("ddp", "sharded_ddp", "fsdp2"), ("adamw", "sgd", "lars"))
 ]
 CASES += [
-    Case("ddp average", "ddp", overrides=EMA),
+    Case("sgd without momentum", "ddp", solver="sgd", overrides=("SOLVER.MOMENTUM", 0.0, "SOLVER.NESTEROV", False)),
+    Case("probe", "sharded_ddp", kind="probe"),
     Case("sharded_ddp average", "sharded_ddp", overrides=EMA),
-    Case("sharded_ddp accumulating", "sharded_ddp", overrides=TWICE),
-    Case("sharded_ddp small buckets", "sharded_ddp"),
+    Case("sharded_ddp accumulating", "sharded_ddp", overrides=TWICE, parts=2),
+    Case("sharded_ddp small buckets", "sharded_ddp", twist="no buckets"),
+    Case("sharded_ddp small buckets accumulating", "sharded_ddp", twist="no buckets", overrides=TWICE, parts=2),
     Case("fsdp2 average", "fsdp2", overrides=EMA),
+    Case("fsdp2 bf16", "fsdp2", precision="bf16"),
     Case("fsdp2 whole", "fsdp2", overrides=WHOLE),
-    Case("fsdp2 accumulating", "fsdp2", overrides=TWICE),
-    Case("sgd without momentum", "ddp", overrides=(*SOLVERS["sgd"], "SOLVER.MOMENTUM", 0.0)),
+    Case("fsdp2 whole bf16", "fsdp2", overrides=WHOLE, precision="bf16"),
+    Case("fsdp2 clips", "fsdp2", kind="mvit"),
 ]
 
 
-def small_buckets(case: Case):
-    """A few hundred numbers: some gradients travel in buckets, others alone."""
-    limit = 600 if "small buckets" in case.name else sharded_ddp.BUCKET
-    return patch.multiple(sharded_ddp, BUCKET=limit), patch.multiple(memory, BUCKET=limit)
-
-
-def held_bytes(case: Case, world: World, folder: Path) -> dict[str, int]:
+def held_bytes(case: Case, world: World, folder: Path) -> dict[str, Any]:
     """What each process holds in the second step, of the process that holds most; and what the formulas say."""
-    there, here = small_buckets(case)
-    with there, here:
-        trainer = trainer_of(case, world, folder / case.name)
-        found: dict[str, int] = {"gathered": 0}
-        _look_into_blocks(trainer, found)
-        step = trainer.strategy.step
+    trainer = trainer_of(case, world, folder / case.name)
+    found: dict[str, int] = {"gathered": 0, "gradients": 0}
+    _look_into_blocks(trainer, found)
+    clip = trainer.strategy.clip
 
-        def look(optimizer, fault):
-            found["gradients"] = _gradients(trainer)
-            step(optimizer, fault)
+    def look(*args):
+        found["gradients"] = _gradients(trainer)
+        return clip(*args)
 
-        trainer.strategy.step = look
-        for i in range(2):
-            batch = trainer.task.batch(i, case.batch, world.rank, world.size)
-            trainer.train_step(batch)
-        found["parameters"] = _bytes(trainer.state.model.parameters())
-        found["average"] = _bytes(trainer.state.average.parameters()) if trainer.average else 0
-        slots = chain(*(slots.values() for slots in trainer.state.optimizer.state.values()))
-        found["optimizer"] = _bytes(slot for slot in slots if isinstance(slot, torch.Tensor))
-        promised = asdict(_promised(case, trainer, world))
+    trainer.strategy.clip = look
+    steps_of(trainer, 2)
+    found["parameters"] = _bytes(trainer.state.model.parameters())
+    found["average"] = _bytes(trainer.state.average.parameters()) if trainer.average else 0
+    slots = chain(*(slots.values() for slots in trainer.state.optimizer.state.values()))
+    found["optimizer"] = _bytes(slot for slot in slots if isinstance(slot, torch.Tensor))
     everyone = world.gather(found)
-    return {**{name: max(held[name] for held in everyone) for name in found}, "promised": promised}
+    most = {name: max(held[name] for held in everyone) for name in found}
+    return {**most, "promised": asdict(_promised(case, trainer, world))}
 
 
 def _promised(case: Case, trainer: Trainer, world: World):
-    model = build_model(trainer.cfg)
+    model = (build_videos if case.kind == "mvit" else build_images)(trainer.cfg)
     sizes = Sizes.of(model, groups_from_cfg(model, trainer.cfg))
     return STORED[case.strategy](sizes, world.size, options_from_cfg(trainer.cfg, case.precision))
 

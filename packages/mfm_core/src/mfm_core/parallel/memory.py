@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from mfm_core.parallel import sharded_ddp
 from mfm_core.parallel.fsdp2 import blocks as sharded_blocks
-from mfm_core.parallel.sharded_ddp import BUCKET
 
 FLOAT, HALF = 4, 2
 """Bytes of a number: parameters, gradients and moments are float32 under every strategy."""
@@ -139,7 +139,7 @@ def sharded_optimizer(sizes: Sizes, processes: int, options: Options) -> Stored:
     micro-batches add up.
     """
     shares = deal_out(sizes.groups, processes)
-    limit = min(BUCKET, _count(sizes.all))
+    limit = min(sharded_ddp.BUCKET, _count(sizes.all))
     buckets = [_fitting(share, limit) for share in shares]
     alone = [_count(share) - bucket for share, bucket in zip(shares, buckets)]
     gradients = _count(sizes.trained) if options.accumulates else sum(buckets) + max(alone)
@@ -192,8 +192,8 @@ def first_piece(shape: Shape, processes: int) -> Shape:
 
 
 def _whole_parameters(sizes: Sizes, options: Options) -> int:
-    """What is outside of blocks is whole, in float32, from the forward to the backward pass; so is the block that
-    computes, and the next, which is fetched meanwhile; all blocks are where they are not given back.
+    """What is outside of blocks is whole, in float32, while a pass runs; so is the block that computes, and the next,
+    which is fetched meanwhile; all blocks are where they are not given back.
     """
     blocks = [_count(block) for block in sizes.blocks]
     neighbours = [sum(pair) for pair in zip(blocks, blocks[1:])] or blocks
