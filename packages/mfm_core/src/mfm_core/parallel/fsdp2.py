@@ -38,7 +38,7 @@ class FSDP2(Sharded):
     param_dtype: blocks are put together, and compute, in it; None for that of their pieces. What stands outside of
     blocks (embeddings, positions, norms and heads), and blocks with BatchNorm, stay in float32. reduce_dtype:
     gradients are summed in it. reshard_after_forward: forget the other processes' pieces of a block after its forward
-    pass, and put it together again for the backward pass. cpu_offload: pieces, gradients and moments lie in main
+    pass, and put it together again for the backward pass; what stands outside of blocks stays. cpu_offload: pieces, gradients and moments lie in main
     memory, where the optimizer steps them.
     """
 
@@ -79,14 +79,16 @@ class FSDP2(Sharded):
         self._plain[id(model)] = _without_content(model)
         for unit in blocks(model):
             exact = any(isinstance(module, _BatchNorm) for module in unit.modules())
-            self._fully_shard(unit, None if exact else self.param_dtype)
-        self._fully_shard(model, None)
+            self._fully_shard(unit, None if exact else self.param_dtype, self.reshard_after_forward)
+        # The backward pass comes back to this first of all; torch would not see it come, for it looks for tensors in
+        # what a forward pass returns, and ours returns a PretrainOutput.
+        self._fully_shard(model, None, reshard_after_forward=False)
 
-    def _fully_shard(self, module: nn.Module, param_dtype: torch.dtype | None) -> None:
+    def _fully_shard(self, module: nn.Module, param_dtype: torch.dtype | None, reshard_after_forward: bool) -> None:
         fully_shard(
             module,
             mesh=self.mesh,
-            reshard_after_forward=self.reshard_after_forward,
+            reshard_after_forward=reshard_after_forward,
             mp_policy=MixedPrecisionPolicy(param_dtype, self.reduce_dtype, cast_forward_inputs=False),
             offload_policy=self.offload,
         )
