@@ -6,7 +6,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
+from iopath.common.file_io import g_pathmgr  # noqa: E402
 from photos import picture  # noqa: E402
+from web import Site, ask_anew  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,19 @@ def photo_folder(tmp_path_factory):
                 seed = 1000 * number + i + (500 if split == "val" else 0)
                 picture(seed, 80 + 5 * i, 60 + 3 * number).save(folder / f"{i}.JPEG", quality=95)
     return root
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A server; the cache is a folder of the test, and nothing is known of earlier fetches."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handlers = dict(g_pathmgr._path_handlers)
+    ask_anew()
+    (tmp_path / "site").mkdir()
+    site = Site(tmp_path / "site")
+    yield site
+    site.shutdown()
+    site.server_close()
+    g_pathmgr._path_handlers.clear()
+    g_pathmgr._path_handlers.update(handlers)

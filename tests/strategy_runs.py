@@ -99,6 +99,8 @@ class MemoryTask:
         torch.manual_seed(0)
         self.cfg, self.case, self.world = cfg, case, world
         self.model = (video_model if case.kind == "mvit" else image_model)(cfg)
+        if case.kind == "probe":
+            self.model.head.batch_norm.sum_over_processes = world.all_sum
         self.train_set = range(self.files)
         self.pretrains = cfg.MASK.ENABLE
         self.calls = 0

@@ -394,6 +394,7 @@ def test_keys_of_video_masks_that_act_are_not_warned_of():
     usual = validate(load_config(CUBES))
     tubes = ["AUG.MASK_TUBE", "True", "AUG.MAX_MASK_PATCHES_PER_BLOCK", "9", "AUG.MASK_WINDOW_SIZE", "[14, 14]"]
     assert validate(load_config(CUBES, tubes)) == usual
+    assert validate(load_config(CUBES, ["AUG.MAX_MASK_PATCHES_PER_BLOCK", "9"])) == usual
     assert validate(load_config(CUBES, ["AUG.MASK_TYPE", "random", "MASK.COUNT", "hidden"])) == usual
 
 
@@ -413,7 +414,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["AUG.MASK_FRAMES", "True"]),
         (CUBES, ["MASK.TIME_STRIDE_LOSS", "False"]),
         (CUBES, ["MASK.DECODER_SEP_POS_EMBED", "True"]),
-        (CUBES, ["AUG.MAX_MASK_PATCHES_PER_BLOCK", "9"]),
+        (CUBES, ["AUG.MAX_MASK_PATCHES_PER_BLOCK", "9", "AUG.MASK_FRAMES", "True"]),
         (CUBES, ["MASK.COUNT", "hidden", "AUG.MASK_TUBE", "True"]),
         (CLIPS, ["AUG.MASK_WINDOW_SIZE", "[8, 14, 14]"]),
         (CLIPS, ["MVIT.DIM_MUL_IN_ATT", "True"]),

@@ -10,6 +10,7 @@ import torch
 from golden_cases import cases, load_case
 from torch.utils.data import Dataset
 
+from mfm_core.config import load_config, plan_run
 from mfm_core.data.loader import build_loader, collate
 from mfm_core.data.sampler import EvalSampler, TrainSampler
 from mfm_core.data.seeding import derive_seed, seeded
@@ -100,6 +101,33 @@ def test_ranks_together_see_the_global_batches_of_one_process(world_size):
     joined = [sum(parts, []) for parts in zip(*ranks)]
     assert joined == list(alone)
     assert {len(rank) for rank in ranks} == {len(alone)}
+
+
+@pytest.mark.parametrize("repetitions", [1, 3])
+@pytest.mark.parametrize(("length", "batch"), [(48, 12), (50, 12), (23, 4), (12, 12)])
+def test_an_epoch_comes_to_each_sample_once_but_those_it_says(length, batch, repetitions):
+    """Over the ranks of any number; after a stop in its middle, with other ranks than before; by as many workers as
+    there are. Over some epochs, what is left out changes."""
+    plan = plan_run(
+        load_config(None, ["TRAIN.BATCH_SIZE", str(batch), "AUG.REPEATED_SAMPLER", str(repetitions)]), length, 1
+    )
+    left_out = set()
+    for epoch in range(3):
+        counts = torch.zeros(length, dtype=torch.int64)
+        stop = plan.steps_per_epoch // 2
+        for world_size, steps in ((2, range(stop)), (4, range(stop, plan.steps_per_epoch))):
+            for rank in range(world_size):
+                sampler = TrainSampler(
+                    length, batch // world_size, rank, world_size, 5, epoch, steps.start, repetitions=repetitions
+                )
+                loader = build_loader(Numbers(), sampler, num_workers=rank % 2 if epoch == 0 else 0)
+                for _, got in zip(steps, loader):
+                    counts += torch.bincount(got.index, minlength=length)
+        assert counts.sum() == plan.steps_per_epoch * batch and counts.max() <= repetitions
+        assert (counts == 0).sum() == plan.left_out
+        assert ((counts > 0) & (counts < repetitions)).sum() <= 1, "the last one may go on in no other batch"
+        left_out.add(tuple((counts == 0).nonzero()[:, 0].tolist()))
+    assert len(left_out) == (3 if plan.left_out else 1)
 
 
 def test_resuming_in_mid_epoch_yields_exactly_the_rest():

@@ -114,8 +114,9 @@ def specials(size: int) -> dict[Case, int]:
             Case(f"{s} layer decay", s, kind="classifier", overrides=(*exact, "SOLVER.LAYER_DECAY", 0.6)): 1,
             Case(f"{s} value", s, overrides=(*exact, "SOLVER.CLIP_GRAD_VAL", 0.005)): 1,
             Case(f"{s} probe", s, kind="probe", solver="lars", overrides=exact + ("SOLVER.LARS_ADAPT_1D", True)): 1,
-            Case(f"{s} autoencoder", s, kind="mff", overrides=exact): 1,
-            Case(f"{s} video", s, kind="mvit", steps=10, parts=2, overrides=exact): 1,
+            # not AdamW, which makes whole steps of rounding noise: all that a key's bias ever has for a gradient
+            Case(f"{s} autoencoder", s, kind="mff", solver="sgd", overrides=exact): 1,
+            Case(f"{s} video", s, kind="mvit", solver="sgd", parts=2, overrides=exact + CLIP): 1,
             Case(f"{s} recomputed", s, overrides=(*exact, "MODEL.ACT_CHECKPOINT", True), steps=5): 1,
         }
         if s != "sharded_ddp":
@@ -160,7 +161,7 @@ def test_special_cases_equal_one_process(size, alone, tmp_path):
         one, what = found[case.name], case.name.removeprefix(case.strategy + " ")
         assert "refused" not in one, (case.name, one)
         expected = alone(case, parts)
-        statistics = [name for name in one["model_state"] if "running_" in name]
+        statistics = [name for name in one["model_state"] if "running_" in name or "num_batches" in name]
         for name in statistics:  # one process sees the micro-batches one after the other
             torch.testing.assert_close(one["model_state"][name], found[f"ddp {what}"]["model_state"][name])
             expected["model_state"][name] = one["model_state"][name]

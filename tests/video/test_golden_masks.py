@@ -146,6 +146,15 @@ class TestRecipe:
     def test_cubes(self):
         assert torch.equal(self.masks(), draw(Enlarged(CubeMask((8, 7, 7), 0.4), (8, 7, 7), (8, 14, 14)), 40))
 
+    def test_small_cubes(self):
+        """As many places are hidden; beside a hidden one is another less often, in time as often as in large cubes."""
+        small = self.masks("AUG.MAX_MASK_PATCHES_PER_BLOCK", "4", count=100)[:, :, ::2, ::2]
+        large = self.masks(count=100)[:, :, ::2, ::2]
+        assert float(small.float().mean()) == pytest.approx(float(large.float().mean()), abs=0.03)
+        beside, usually_beside = ((m[..., :-1] & m[..., 1:]).float().mean() for m in (small, large))
+        later, usually_later = ((m[:, :-1] & m[:, 1:]).float().mean() for m in (small, large))
+        assert beside < 0.8 * usually_beside and later > 0.8 * usually_later
+
     @pytest.mark.parametrize("window", ["[7, 7]", "[8, 7, 7]", "[3, 7, 7]"])
     def test_tubes(self, window):
         found = self.masks("AUG.MASK_TUBE", "True", "AUG.MASK_WINDOW_SIZE", window)

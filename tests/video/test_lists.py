@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from web import ask_anew
 
 from mfm_core.errors import UserError
 from mfm_video.data.lists import list_videos
@@ -140,3 +141,27 @@ def test_a_file_beside_the_list_names_the_classes(tmp_path):
     assert list(list_videos(tmp_path, "train").classes) == ["left", "right", "turning round"]
     with pytest.raises(UserError, match="names 3 classes where labels need 4"):
         list_videos(tmp_path, "train", 4)
+
+
+def test_a_list_from_the_web(site, tmp_path):
+    """With the names of classes, and without them; the videos lie here."""
+    video = tmp_path / "a.mp4"
+    video.write_text("")
+    (site.folder / "train.csv").write_text(f"{video} 1\nb.mp4 0\n")
+    found = list_videos(f"{site.address}/", "train", num_classes=2)
+    assert list(found.paths) == [str(video), "b.mp4"] and found.labels.tolist() == [1, 0]
+    assert found.classes == ("class 0", "class 1") and found.origin == f"{site.address}/train.csv"
+    (site.folder / "classes.txt").write_text("cat\ndog\n")
+    ask_anew()
+    assert list_videos(site.address, "train", num_classes=2).classes == ("cat", "dog")
+    with pytest.raises(UserError, match="DATA.PATH_TO_DATA_DIR: .*/val.csv .*404"):
+        list_videos(site.address, "val")
+
+
+def test_videos_are_not_fetched(site, tmp_path):
+    (tmp_path / "train.csv").write_text(f"{site.address}/a.mp4 0\nb.mp4 1\n")
+    found = list_videos(tmp_path, "train", num_classes=2)
+    assert list(found.problems) == [0] and "not from addresses" in found.problems[0]
+    (tmp_path / "train.csv").write_text("s3://bucket/a.mp4 0\n")
+    with pytest.raises(UserError, match="line 1: videos are read from the disks of this machine"):
+        list_videos(tmp_path, "train", num_classes=2)

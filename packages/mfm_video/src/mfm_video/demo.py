@@ -1,7 +1,8 @@
 """Short clips whose class is their motion and nothing else: drawn offline, the same for the same seed.
 
-Every frame of every class shows the same kind of pattern: three layers of random shapes, an octave apart in size, each
-periodic over the plane, at random places, angles and sizes. A motion moves the layers together. Translation and
+Every frame of every class shows the same kind of pattern: three layers of long random shapes, an octave apart in size,
+each periodic over the plane, at random places and sizes. All shapes of a clip lie much the same way, at a random angle:
+so what is hidden of a frame can be told from the rest. A motion moves the layers together. Translation and
 rotation leave the distribution of a frame as it is; so does an endless zoom, in which a layer fades out while it is
 largest and comes back small (Shepard 1964 does this to tones). A frame, wherever in the clip it stands, therefore
 tells nothing of the class. Opposite motions are each other's clips played backwards.
@@ -56,7 +57,9 @@ _TILE = 128
 """Side of a layer's period, in pixels of a frame of 64 where the layer is drawn at its own size."""
 _SMALLEST = 0.8
 """A layer's scale runs from this to 2^_LAYERS times it."""
-_SHAPES = 90
+_SHAPES = 60
+_LEAN = 0.12
+"""Standard deviation of the angles between a clip's shapes, in radians."""
 _CONTRAST, _TINT = 46.0, 25.0
 _QUALITY = {"crf": "20", "preset": "fast", "g": "12", "threads": "1", "x264-params": "mbtree=0:cpu-independent=1"}
 """x264's. It writes the same bytes each time with one thread, and only without its macroblock tree."""
@@ -66,12 +69,12 @@ def draw_clip(motion: Motion, rng: np.random.Generator, size: int = 64, frames: 
     """(frames, size, size, 3) uint8. What is drawn from `rng` does not depend on the motion."""
     tiles = torch.stack([_tile(rng) for _ in range(_LAYERS)])
     offset = torch.from_numpy(rng.uniform(0, 1, (_LAYERS, 2)))
-    angle = torch.from_numpy(rng.uniform(0, 2 * np.pi, _LAYERS))
+    angle = rng.uniform(0, 2 * np.pi)
     phase, speed = rng.uniform(0, 1), rng.uniform(*SPEED) / 64
     middle = torch.from_numpy(rng.uniform(-0.1, 0.1, 2))
     tint = torch.from_numpy(rng.uniform(-_TINT, _TINT, 3)).float()
     path = speed * (torch.arange(frames, dtype=torch.float64) - (frames - 1) / 2)
-    turned = angle + (motion.turn * path / _MEAN_RADIUS)[:, None]
+    turned = angle + (motion.turn * path / _MEAN_RADIUS)[:, None].expand(-1, _LAYERS)
     octaves = phase * _LAYERS + motion.grow * path / _MEAN_RADIUS / math.log(2)
     height = (torch.arange(_LAYERS) + octaves[:, None]) / _LAYERS % 1.0
     weight = torch.sin(np.pi * height) ** 2
@@ -123,13 +126,14 @@ def _tile(rng: np.random.Generator) -> Tensor:
 
 
 def _shapes(rng: np.random.Generator, side: int) -> Iterator[np.ndarray]:
-    """Corners (n, 2) of triangles, bars, squares and discs, anywhere in a square of `side` half pixels of a tile."""
+    """Corners (n, 2) of long triangles, bars and ellipses, anywhere in a square of `side` half pixels of a tile."""
     corners = rng.choice([3, 4, 4, 24], _SHAPES)
-    middles, radii = rng.uniform(0, side, (_SHAPES, 2)), rng.uniform(10, 32, _SHAPES)
-    flat, turned, leaning = rng.uniform(0.35, 1.0, _SHAPES), *rng.uniform(0, 2 * np.pi, (2, _SHAPES))
+    middles, radii = rng.uniform(0, side, (_SHAPES, 2)), rng.uniform(18, 58, _SHAPES)
+    flat, turned = rng.uniform(0.12, 0.35, _SHAPES), rng.uniform(0, 2 * np.pi, _SHAPES)
+    leaning = rng.normal(0, _LEAN, _SHAPES)
     for n, middle, radius, flatness, turn, lean in zip(corners, middles, radii, flat, turned, leaning):
         angles = turn + 2 * np.pi * np.arange(n) / n
-        x, y = radius * np.cos(angles), radius * np.sin(angles) * (flatness if n == 4 else 1.0)
+        x, y = radius * np.cos(angles), radius * np.sin(angles) * flatness
         yield middle + np.stack([x * np.cos(lean) - y * np.sin(lean), x * np.sin(lean) + y * np.cos(lean)], axis=1)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from iopath.common.file_io import g_pathmgr
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from mfm_core.checkpoint.stand_ins import known_objects
 from mfm_core.errors import UserError
+from mfm_core.paths import local_path
 
 _REFUSED = re.compile(r"GLOBAL (\S{1,80})")
 """How torch names the object that it refuses to make."""
@@ -25,8 +27,9 @@ _REFUSED = re.compile(r"GLOBAL (\S{1,80})")
 def save_atomic(state: Any, path: Path, remedy: str = "free the disk or change OUTPUT_DIR") -> None:
     """Writes `state` beside `path`, forces it to disk and renames it into place; .safetensors takes tensors by name.
 
-    A kill at any moment leaves the old file or the new one; what it leaves beside them, the next save of this name
-    overwrites. Raises UserError, with the remedy, where the folder cannot be written.
+    A kill or a power cut at any moment leaves the old file or the new one; what it leaves beside them, the next save of
+    this name overwrites. Once it returns, the file is there to stay. Raises UserError, with the remedy, where the
+    folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -39,6 +42,7 @@ def save_atomic(state: Any, path: Path, remedy: str = "free the disk or change O
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _force_folder(path.parent)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -50,17 +54,16 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
 
     Arguments and meters that released files carry are left out (`stand_ins`), other objects refuse the file.
 
-    `key` is the configuration key that named the file. Raises UserError for a missing or corrupt file.
+    path: a file, or an address that `mfm_core.paths` can fetch. key: the configuration key that named it. Raises
+    UserError for a missing or corrupt file.
     """
-    try:
-        local = g_pathmgr.get_local_path(path) if "://" in path else path
-    except Exception as error:
-        raise UserError(f"{key}: {path} cannot be fetched ({_line(error)}); download it and give its path.") from None
+    local = local_path(path, key)
     if not Path(local).is_file():
         raise UserError(f"{key}: there is no checkpoint {path}.")
     try:
         if local.endswith(".safetensors"):
             return load_file(local)
+        _refuse_damage(local)
         with warnings.catch_warnings(), known_objects():
             warnings.simplefilter("ignore")  # torch wonders about unusual pickles; what matters is whether they load
             return torch.load(local, map_location="cpu", weights_only=True)
@@ -75,6 +78,27 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
         raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise UserError(f"{key}: the checkpoint {path} is corrupt or truncated ({_line(error)}).") from None
+
+
+def _force_folder(folder: Path) -> None:
+    """Forces the names in `folder` to disk: until then a power cut could take a new name back."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+def _refuse_damage(path: str) -> None:
+    """Raises where a part of a torch archive is not what was written; torch itself loads tensors of wrong bytes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the bytes of {damaged} are not those that were written")
 
 
 def _line(error: Exception) -> str:

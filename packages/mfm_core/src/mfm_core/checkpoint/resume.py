@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,16 +80,25 @@ def save_checkpoint(folder: Path, content: dict[str, Any], plan: RunPlan, keep: 
 
     content: what `whole_state` returned on the main process. keep: how many of the newest stay, 0 for all.
     """
-    for torn in folder.glob(".checkpoint_*.tmp"):  # of a save that was killed
-        torn.unlink(missing_ok=True)
+    _remove(folder.glob(".checkpoint_*.tmp"))  # of a save that was killed
     step = content["step"]
     epoch, inside = divmod(step, plan.steps_per_epoch)
     path = folder / (f"checkpoint_step_{step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
     save_atomic(content, path)
     if keep > 0:
-        for old in list_checkpoints(folder, plan)[keep:]:
-            old.unlink(missing_ok=True)
+        paths = list_checkpoints(folder, plan)
+        # Those of later steps are torn, or of another run that was here: they must not push out what can be continued.
+        _remove(paths[paths.index(path) :][keep:])
     return path
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Files that stay where they cannot be removed cost room, not the run."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("warning: the old %s cannot be removed (%s).", path, error.strerror)
 
 
 def list_checkpoints(folder: Path, plan: RunPlan) -> list[Path]:

@@ -115,7 +115,7 @@ FINETUNE_ONLY = (
     "MVIT.FRESH_NORM",
 )
 CLASSIFIER_ONLY = ("DATA.LABEL_FRACTION", "MODEL.NUM_CLASSES", "MVIT.USE_MEAN_POOLING")
-BLOCKS = (("block", "block"), ("tube", "cube"))
+BLOCKS = (("block", "block"), ("cube", "cube"), ("tube", "cube"))
 """What is hidden and how it is drawn, where blocks have a largest size."""
 PROBE_ONLY = ("PROBE.LRS", "PROBE.LAYER_NORM", "PROBE.BATCH_NORM", "PROBE.BATCH_NORM_EPS")
 
@@ -194,7 +194,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     ),
     (
         lambda c: task_of(c) == "pretrain" and (corruption_of(c), drawing_of(c)) not in BLOCKS,
-        "acts with AUG.MASK_TYPE block and with tubes of blocks only",
+        "acts with AUG.MASK_TYPE block or cube, and with tubes of blocks, only",
         ("AUG.MAX_MASK_PATCHES_PER_BLOCK",),
     ),
     (lambda c: method_of(c) != "mff", "acts with MASK.METHOD mff only", ("MFF.LAYERS",)),

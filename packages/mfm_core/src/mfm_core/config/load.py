@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from fvcore.common.config import CfgNode as CN
@@ -17,6 +18,7 @@ from fvcore.common.config import CfgNode as CN
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.tables import CHOICES, NULLABLE, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
+from mfm_core.paths import is_remote, local_path
 from mfm_core.registry import suggest
 
 
@@ -141,11 +143,23 @@ def _check_elements(key: str, value: Sequence, default: Any, where: str) -> None
         raise UserError(f"{where}{key} takes a list of {what}, not {list(value)!r}.")
 
 
+class _Files(CN):
+    """Reads configurations and their `_BASE_` from where `mfm_core.paths` finds them."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        """fvcore puts the folder of the file in front of an address it does not know as one."""
+        address = re.search(r"[A-Za-z0-9+.-]+://.*", filename)
+        return open(local_path(address[0] if address else filename, "--cfg"), encoding="utf-8")
+
+
 def _read_yaml(path: str) -> dict:
-    if not Path(path).is_file() and "://" not in path:
+    if not is_remote(path) and not Path(path).is_file():
         raise UserError(f"There is no config file {path}.")
     try:
-        tree = CN.load_yaml_with_base(path)
+        tree = _Files.load_yaml_with_base(path)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: its _BASE_ file {error.filename} does not exist.") from None
     except yaml.YAMLError as error:

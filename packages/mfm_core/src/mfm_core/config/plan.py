@@ -23,7 +23,7 @@ class RunPlan:
 
     files: training files. batch_size: files per optimizer step, over all processes. views: training samples made of
     each file. accum_steps: micro-batches that a process cuts its share into. lr_lag_steps: steps by which the
-    learning rate runs late. trains: whether there is training.
+    learning rate runs late. trains: whether there is training. repetitions: how often a file comes in its batch.
     """
 
     task: str
@@ -36,6 +36,7 @@ class RunPlan:
     views: int
     lr_lag_steps: int = 0
     trains: bool = True
+    repetitions: int = 1
 
     @property
     def unit(self) -> str:
@@ -56,6 +57,12 @@ class RunPlan:
     def steps_per_epoch(self) -> int:
         """Optimizer steps; the incomplete last batch is dropped."""
         return self.files // self.batch_size
+
+    @property
+    def left_out(self) -> int:
+        """Files that an epoch does not come to, others each time: those of the incomplete last batch, and with
+        repetitions all for which there is no room beside them."""
+        return self.files - -(-self.steps_per_epoch * self.batch_size // self.repetitions)
 
     @property
     def total_steps(self) -> int:
@@ -212,4 +219,5 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         views=views_of(cfg),
         lr_lag_steps=cfg.SOLVER.LR_LAG_STEPS,
         trains=trains(cfg),
+        repetitions=cfg.AUG.REPEATED_SAMPLER,
     )

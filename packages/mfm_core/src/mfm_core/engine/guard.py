@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 
 from mfm_core.errors import UserError
 from mfm_core.parallel.world import World
+
+MOST_TOLD = 20
+"""Skipped steps that are told one by one."""
+MOST_FILES = 16
+"""Files that each process names of a faulty step."""
 
 
 class RunningStatistics:
@@ -38,6 +44,19 @@ class RunningStatistics:
             torch._foreach_copy_(self.buffers, [part.view_as(b) for part, b in zip(parts, self.buffers)])
 
 
+@dataclass
+class _Judged:
+    """A step since the last `check`: its files, and on the device its loss over all ranks, the losses of this
+    process's micro-batches, whether it was kept from the weights, and whether that stops the run."""
+
+    step: int
+    index: Tensor
+    loss: Tensor
+    own: Tensor
+    fault: Tensor
+    stops: Tensor
+
+
 class StepGuard:
     """Judges every step before the optimizer takes it.
 
@@ -50,17 +69,16 @@ class StepGuard:
     ) -> None:
         self.on_nonfinite, self.explosion_factor, self.tolerate_inf = on_nonfinite, explosion_factor, tolerate_inf
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._stop_step = torch.full((), -1, dtype=torch.int64, device=device)
-        self._stop_loss = torch.zeros((), device=device)
         self._running = torch.full((), float("nan"), device=device)
-        self._batches: deque[tuple[int, Tensor]] = deque(maxlen=history + 1)
+        self._judged: deque[_Judged] = deque(maxlen=history + 1)
+        self._told = 0
 
-    def judge(self, step: int, loss: Tensor, grad_norm: Tensor, index: Tensor) -> Tensor:
+    def judge(self, step: int, loss: Tensor, grad_norm: Tensor, index: Tensor, own: Tensor | None = None) -> Tensor:
         """1.0 where this step must not reach the weights, else 0.0, on the device.
 
-        loss: of the whole step, over all ranks. index: the files of this process's batch, on the CPU.
+        loss: of the whole step, over all ranks. index: the files of this process's batch, on the CPU. own: (n,) the
+        losses of its n micro-batches, which say in which of them a NaN came up.
         """
-        self._batches.append((step, index))
         bad_loss = ~torch.isfinite(loss)
         nonfinite = bad_loss | ~torch.isfinite(grad_norm)
         exploded = torch.zeros_like(nonfinite)
@@ -72,9 +90,8 @@ class StepGuard:
         stops = exploded
         if self.on_nonfinite == "stop":
             stops = exploded | (bad_loss if self.tolerate_inf else nonfinite)
-        first = stops & (self._stop_step < 0)
-        self._stop_step = torch.where(first, step, self._stop_step)
-        self._stop_loss = torch.where(first, loss, self._stop_loss)
+        told = bad_loss | exploded if self.tolerate_inf else fault
+        self._judged.append(_Judged(step, index, loss, loss[None] if own is None else own, told, stops))
         return fault.float()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -86,18 +103,50 @@ class StepGuard:
         self._running.copy_(state["running"])
         self.skipped.copy_(state["skipped"])
 
-    def check(self, file_name: Callable[[int], str], gather: Callable[[Any], list[Any]]) -> None:
-        """Raises UserError where a step since the last call must stop the run.
+    def check(self, file_name: Callable[[int], str], gather: Callable[[Any], list[Any]]) -> list[str]:
+        """One line for each step since the last call that was skipped; the first `MOST_TOLD` of a run.
 
-        file_name maps an index to a path; gather returns what each rank passes in. All ranks call.
+        file_name maps an index to a path; gather returns what each rank passes in. All ranks call. Raises UserError
+        where a step must stop the run.
         """
-        step = int(self._stop_step)
-        if step < 0:
-            return
-        files = next((index.tolist() for s, index in self._batches if s == step), [])
-        names = ", ".join(name for part in gather([file_name(i) for i in dict.fromkeys(files[:8])]) for name in part)
-        raise UserError(
-            f"Training stopped: at step {step} the loss was {float(self._stop_loss):.4g} or its gradient was not "
-            f"finite. That step did not reach the weights. Lower SOLVER.BASE_LR, set SOLVER.CLIP_GRAD_L2NORM, or set "
-            f"TRAIN.NONFINITE skip. The ranks' batches began with: {names}"
-        )
+        judged = list(self._judged)
+        self._judged.clear()
+        if not judged:
+            return []
+        faults, stops = torch.stack([torch.stack([j.fault, j.stops]) for j in judged], dim=1).tolist()  # one wait
+        lines = []
+        for j, fault, stop in zip(judged, faults, stops):
+            if not fault or not stop and self._told >= MOST_TOLD:
+                continue
+            cause = f"at step {j.step} the loss was {float(j.loss):.4g} or its gradient was not finite"
+            files = _name(gather(_suspects(j, file_name)))
+            if stop:
+                raise UserError(
+                    f"Training stopped: {cause}. That step did not reach the weights. Lower SOLVER.BASE_LR, set "
+                    f"SOLVER.CLIP_GRAD_L2NORM, or set TRAIN.NONFINITE skip. {files}"
+                )
+            self._told += 1
+            more = " Further ones are only counted." if self._told == MOST_TOLD else ""
+            lines.append(f"Step {j.step} was skipped: {cause}. {files}{more}")
+        return lines
+
+
+def _suspects(judged: _Judged, file_name: Callable[[int], str]) -> tuple[bool, int, list[str]]:
+    """Whether a micro-batch of this process had a loss that is no number; how many files the step is about here, all
+    or those of such micro-batches, and what the first are called."""
+    bad = ~torch.isfinite(judged.own.cpu())
+    parts = judged.index.chunk(len(bad))
+    chosen = [part for part, is_bad in zip(parts, bad.tolist()) if is_bad] if bad.any() else parts
+    files = list(dict.fromkeys(torch.cat(list(chosen)).tolist()))
+    return bool(bad.any()), len(files), [file_name(i) for i in files[:MOST_FILES]]
+
+
+def _name(ranks: list[tuple[bool, int, list[str]]]) -> str:
+    """The files of those ranks where the fault shows, or of all where it shows in none alone."""
+    where = [(rank, count, names) for rank, (bad, count, names) in enumerate(ranks) if bad]
+    where = where or [(rank, count, names) for rank, (_, count, names) in enumerate(ranks)]
+    named = []
+    for rank, count, names in where:
+        more = f" and {count - len(names)} more" if count > len(names) else ""
+        named.append(f"{f'rank {rank}: ' if len(ranks) > 1 else ''}{', '.join(names)}{more}")
+    return f"Files in the batch: {'; '.join(named)}"

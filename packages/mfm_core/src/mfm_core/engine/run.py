@@ -30,7 +30,7 @@ from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
-from mfm_core.parallel.world import World, join_world, leave_world
+from mfm_core.parallel.world import World, join_world, leave_world, loss_of_peer
 
 logger = logging.getLogger(__name__)
 TaskBuilder = Callable[[CfgNode, World, str], object]
@@ -80,9 +80,13 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         log.end("stopped", "interrupted")
         return 130
     except Exception as error:
-        log.end("failed", f"{type(error).__name__}: {error}")
-        let_main_speak()
-        raise
+        lost = loss_of_peer(error, world, cfg.DIST.TIMEOUT)
+        log.end("failed", lost or f"{type(error).__name__}: {error}")
+        let_main_speak(3.0 if lost else 10.0)
+        if lost is None:
+            raise
+        exit_with(UserError(lost))
+        return 1
 
 
 def build_trainer(
@@ -110,13 +114,15 @@ def build_trainer(
         },
     )
     notes = _restore(cfg, state, plan, folder)
+    if plan.left_out:
+        notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time: no whole batch")
     steps = set(world.gather(state.step))
     if len(steps) > 1:
         raise UserError(
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
-    log = RunLog(folder if world.is_main else None, first_step=state.step)
+    log = RunLog(folder if world.is_main else None, first_step=state.step, rewind=cfg.TRAIN.AUTO_RESUME)
     _log_start(cfg, task, plan, world, log, precision, warnings, notes, summary)
     repetitions = cfg.AUG.REPEATED_SAMPLER
     sampler = TrainSampler(

@@ -144,17 +144,17 @@ class Trainer:
         parts = [self.task.prepare(part) for part in batch.to(self.world.device).split(self.plan.accum_steps)]
         weights = torch.stack([self.task.weight(part) for part in parts])
         shares = weights / self.world.all_sum(weights.sum())
-        loss, statistics = torch.zeros((), device=self.world.device), self.statistics.read()
+        losses, statistics = [], self.statistics.read()
         for i, (part, share) in enumerate(zip(parts, shares)):
             with self.strategy.accumulate(self.model, last=i == len(parts) - 1):
                 with self.autocast():
                     part_loss = self.task.loss(self.model, part)
                 scaler.scale(part_loss * share * self.world.size).backward()
-            loss += part_loss.detach() * share
-        loss = self.world.all_sum(loss)
+            losses.append(part_loss.detach() * share)
+        loss = self.world.all_sum(sum(losses))
         scaler.unscale_(optimizer)
         grad_norm = self.strategy.clip(optimizer, self.settings.clip_norm, self.settings.clip_value)
-        fault = self.guard.judge(step, loss, grad_norm, batch.index)
+        fault = self.guard.judge(step, loss, grad_norm, batch.index, torch.stack(losses))
         self._optimizer_step(fault)
         self.statistics.settle(statistics, fault)
         if self.average is not None:
@@ -264,7 +264,8 @@ class Trainer:
 
         Files are counted from this start on: they may have been mended since the last, and an epoch meets them all.
         """
-        self.guard.check(self.task.file_name, self.world.gather)
+        for line in self.guard.check(self.task.file_name, self.world.gather):
+            self.log.warn(line)
         met = self._log_bad_files(list(self.loader.bad.values()))
         if len(met) > self.settings.max_bad_share * self.plan.files:
             worst = met[0]

@@ -11,15 +11,15 @@ from mfm_core.masking.block import BlockMask
 class CubeMask(BlockMask):
     """Hides cubes until `ratio` of the window is hidden, or until a hundred attempts in a row find no room.
 
-    A cube's face is shaped as `BlockMask` says, with an area between a fifth of the window's and all of it, however
-    much is still missing; the cube lasts for a number of time steps drawn evenly from 1 to all. exact: see `BlockMask`.
+    A cube's face is shaped as `BlockMask` says, with an area between a fifth of `max_block` (by default the window's)
+    and all of it, however much is still missing; the cube lasts for a number of time steps drawn evenly from 1 to all.
+    exact: see `BlockMask`.
     """
 
     attempts = 100
 
-    def __init__(self, window: Grid, ratio: float, exact: int | None = None) -> None:
-        super().__init__(window, ratio, exact=exact)
-        self.max_block = window[1] * window[2]
+    def __init__(self, window: Grid, ratio: float, max_block: int | None = None, exact: int | None = None) -> None:
+        super().__init__(window, ratio, max_block or window[1] * window[2], exact)
         self.min_block = self.max_block // 5
 
     def _draw(self, missing: int, generator: torch.Generator) -> tuple[slice, ...] | None:

@@ -18,7 +18,8 @@ from mfm_core.methods.parts import EQUAL_COUNTS, MASKS, hidden_in_window
 def cube_from_cfg(cfg: CfgNode, grid: Grid) -> Enlarged:
     """Cubes of AUG.MASK_WINDOW_SIZE."""
     window = mask_window(cfg, grid)
-    return Enlarged(CubeMask(window, cfg.AUG.MASK_RATIO, exact=_exact(cfg, window)), window, grid)
+    largest = cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK
+    return Enlarged(CubeMask(window, cfg.AUG.MASK_RATIO, largest, _exact(cfg, window)), window, grid)
 
 
 @MASKS.register("tube")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +19,7 @@ from mfm_core.errors import UserError
 
 
 class JsonLines:
-    """Appends one JSON object per line, each flushed, so that a killed run loses at most the line being written.
+    """Appends one JSON object per line, each at once, so that a killed run loses at most the line being written.
 
     NaN and infinities become `null`, because JSON has neither. A last line torn by a kill is mended on opening:
     completed with its newline where it is whole, cut off where it is not.
@@ -27,7 +31,7 @@ class JsonLines:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _mend_last_line(self.path)
-            self._file: IO[str] = self.path.open("a", encoding="utf-8")
+            self._file: IO[bytes] = self.path.open("ab", buffering=0)  # what a full disk refuses must not come later
         except OSError as error:
             raise UserError(
                 f"{self.path}: the log cannot be written ({error.strerror}); choose another OUTPUT_DIR"
@@ -36,13 +40,16 @@ class JsonLines:
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends `record`. Tensors and arrays of one element are read as numbers (which waits for the device).
 
-        Raises `UserError` where the disk is full.
+        Raises `UserError` where the disk is full; nothing of the record is in the file then.
         """
-        line = json.dumps(_plain(record), allow_nan=False) + "\n"
+        line = (json.dumps(_plain(record), allow_nan=False) + "\n").encode()
+        before = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(line)
-            self._file.flush()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            with suppress(OSError):  # a device has no length
+                os.ftruncate(self._file.fileno(), before)
             raise UserError(f"{self.path}: the log cannot be written ({error.strerror}); free the disk") from None
 
     def close(self) -> None:
@@ -56,30 +63,66 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard's event file of a run; imported only when one is opened."""
+    """TensorBoard's event file of a run; imported only when one is opened.
+
+    All methods raise `UserError` where the disk does not take it. `reopen` starts another file then.
+    """
 
     def __init__(self, folder: str | PathLike[str], purge_step: int | None = None) -> None:
         """Writes under `folder`. `purge_step`: a resumed run hides what an earlier one wrote from this step on."""
+        self.folder = str(folder)
+        self._open(purge_step)
+
+    def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _keep_threads_quiet()
+        with self._disk():
+            self._writer = SummaryWriter(self.folder, purge_step=purge_step)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """TensorBoard writes in a thread of its own; what goes wrong there comes back at some later call."""
         try:
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+            yield
         except OSError as error:
-            raise UserError(f"{folder}: TensorBoard cannot write there ({error.strerror})") from error
+            raise UserError(f"{self.folder}: TensorBoard cannot write there ({error.strerror or error})") from None
 
     def scalars(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
         """Writes the numbers among `values` at `step` as `prefix/name`; `None` and text are left out."""
         for name, value in values.items():
             value = _plain(value, keep_nan=True)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
+                with self._disk():
+                    self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes `image` (H, W, 3) or (H, W, 4) uint8."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        with self._disk():
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def reopen(self) -> None:
+        """Goes on in a new file, after an error; TensorBoard shows both as one."""
+        with suppress(UserError):
+            self.close()
+        self._open(None)
 
     def close(self) -> None:
-        self._writer.close()
+        with self._disk():
+            self._writer.close()
+
+
+def _keep_threads_quiet() -> None:
+    """TensorBoard's thread raises to the terminal what its next call raises again."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        known = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (known and isinstance(arguments.exc_value, OSError)):
+            before(arguments)
+
+    if before.__module__ != __name__:
+        threading.excepthook = hook
 
 
 def progress_line(

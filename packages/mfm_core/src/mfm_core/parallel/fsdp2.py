@@ -38,8 +38,8 @@ class FSDP2(Sharded):
     param_dtype: blocks are put together, and compute, in it; None for that of their pieces. What stands outside of
     blocks (embeddings, positions, norms and heads), and blocks with BatchNorm, stay in float32. reduce_dtype:
     gradients are summed in it. reshard_after_forward: forget the other processes' pieces of a block after its forward
-    pass, and put it together again for the backward pass; what stands outside of blocks stays. cpu_offload: pieces, gradients and moments lie in main
-    memory, where the optimizer steps them.
+    pass, and put it together again for the backward pass; what stands outside of blocks stays. cpu_offload: pieces,
+    gradients and moments lie in main memory, where the optimizer steps them.
     """
 
     def __init__(
@@ -157,9 +157,12 @@ class FSDP2(Sharded):
     @torch.no_grad()
     def load_model(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         """Each process takes its pieces. Raises RuntimeError where names or shapes differ."""
-        self._plain[id(model)].load_state_dict(state, strict=True)  # checks them, and loads the buffers
-        for name, parameter in model.named_parameters():
-            _local(parameter).copy_(_piece(state[name], parameter))
+        own = model.state_dict()
+        other = [name for name in {**own, **state} if _shape(own, name) != _shape(state, name)]
+        if other:
+            raise RuntimeError(f"{len(other)} tensors are missing or of another shape, {other[0]} first")
+        for name, tensor in own.items():
+            _local(tensor).copy_(_piece(state[name], tensor) if isinstance(tensor, DTensor) else state[name])
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Put together tensor by tensor, and kept on the main process."""
@@ -219,6 +222,10 @@ def _local(tensor: Tensor) -> Tensor:
     """This process's piece, in the same memory."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
 
 
 def _piece(whole: Tensor, like: DTensor) -> Tensor:

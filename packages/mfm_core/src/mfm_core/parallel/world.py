@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfm_core.errors import UserError
+
+_CONNECTION = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Timed out waiting|[Ss]ocket", re.I)
+"""How torch's backends speak of a connection to another process; only some of their errors have a type."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +108,42 @@ def join_world(device_choice: str, timeout_s: float) -> World:
         return World(device=device)
     if device.type == "cpu" and _one_machine():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        device_id=device if device.type == "cuda" else None,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"Process {os.environ.get('RANK')} did not find all {size} processes at {where} within DIST.TIMEOUT "
+            f"{timeout_s:g} s ({_line(error)})."
+        ) from None
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     return World(dist.get_rank(), size, local_rank, max(1, size // local_size), device)
+
+
+def loss_of_peer(error: Exception, world: World, timeout_s: float) -> str | None:
+    """What to say where `error` comes of another process that died or no longer answers; None for any other."""
+    if world.size == 1 or not isinstance(error, RuntimeError):
+        return None
+    if not isinstance(error, dist.DistError) and not _CONNECTION.search(str(error)):
+        return None
+    return (
+        f"Process {world.rank} of {world.size} lost another one, which died or did not answer within DIST.TIMEOUT "
+        f"{timeout_s:g} s ({_line(error)}). Continue from the last checkpoint with the same command."
+    )
 
 
 def leave_world() -> None:
     """Closes the connections to the other processes."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _one_machine() -> bool:

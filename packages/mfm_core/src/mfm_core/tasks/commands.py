@@ -16,6 +16,7 @@ from mfm_core.engine.run import run
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Task
 from mfm_core.parallel.world import World, choose_device
+from mfm_core.paths import is_remote
 from mfm_core.tasks.finetune import FinetuneTask
 from mfm_core.tasks.knn import KnnTask
 from mfm_core.tasks.modality import Modality
@@ -53,8 +54,8 @@ def dry_run(cfg: CfgNode, modality: Modality) -> list[str]:
 
 def _count_files(cfg: CfgNode, modality: Modality) -> tuple[int, str]:
     """The number of training files, and where it is from; 0 where none are needed."""
-    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
-    if not cfg.DATA.PATH_TO_DATA_DIR or not folder.is_dir():
+    folder = cfg.DATA.PATH_TO_DATA_DIR
+    if not folder or not (is_remote(folder) or Path(folder).is_dir()):
         published, files = modality.published
         return files, f"data: no folder given or found; {published}'s file count is assumed"
     fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) in ("finetune", "probe") else 1.0

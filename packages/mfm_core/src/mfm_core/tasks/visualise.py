@@ -21,6 +21,7 @@ from mfm_core.errors import UserError
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import EncoderModel
 from mfm_core.parallel.world import World, choose_device
+from mfm_core.paths import local_path
 from mfm_core.probe.features import collect_indexed
 from mfm_core.report.document import write_gallery
 from mfm_core.report.exhibits import Animation, save_gif
@@ -68,19 +69,24 @@ def _draw_all(cfg: CfgNode, modality: Modality, folder: Path) -> None:
             logger.info("%s: %s", name, file)
     source = cfg.PICTURE.INPUT or f"{cfg.DATA.PATH_TO_DATA_DIR}/val"
     page = folder / "pictures.html"
-    write_gallery(page, f"Pictures of {path.name}", f"{path} · {len(studio.shown.names)} of {source}", notes, pictures)
+    write_gallery(
+        page,
+        f"Pictures of {os.path.basename(path)}",
+        f"{path} · {len(studio.shown.names)} of {source}",
+        notes,
+        pictures,
+    )
     logger.info("all of them: %s", page)
 
 
-def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[Path, list[str]]:
+def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[str, list[str]]:
     """Loads the whole model, or the backbone where that is enough; the file, and what there is to know about it."""
-    path = Path(cfg.TEST.CHECKPOINT_FILE_PATH) if cfg.TEST.CHECKPOINT_FILE_PATH else None
-    path = path or newest_checkpoint(folder / "checkpoints")
-    if path is None:
+    path = cfg.TEST.CHECKPOINT_FILE_PATH or str(newest_checkpoint(folder / "checkpoints") or "")
+    if not path:
         raise UserError(
             f"TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR {folder} has no checkpoints; name the weights to show."
         )
-    report = init_from(model, str(path), min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
+    report = init_from(model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
     lacking = report.missing + report.other_shape
     kinds = HEADS_NEEDED & set(_kinds(cfg))
     if lacking and kinds:
@@ -103,7 +109,8 @@ def _kinds(cfg: CfgNode) -> list[str]:
 
 def _shown(cfg: CfgNode, modality: Modality, classes: tuple[str, ...]) -> Shown:
     if cfg.PICTURE.INPUT:
-        return from_path(cfg.PICTURE.INPUT, partial(modality.read, cfg), cfg.PICTURE.NUM_IMAGES, modality.is_one)
+        source = local_path(cfg.PICTURE.INPUT, "PICTURE.INPUT")
+        return from_path(source, partial(modality.read, cfg), cfg.PICTURE.NUM_IMAGES, modality.is_one)
     return from_dataset(modality.eval_set(cfg, "val", classes), cfg.PICTURE.NUM_IMAGES)
 
 

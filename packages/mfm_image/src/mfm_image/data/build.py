@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
+from mfm_core.paths import require_local
 from mfm_image.data.dataset import ImageDataset
 from mfm_image.data.folder import ImageFolder
 from mfm_image.data.transforms import EvalTransform, PaddedTransform, TrainTransform
@@ -83,7 +84,7 @@ def resized(cfg: CfgNode, dataset: ImageDataset, short_side: int) -> ImageDatase
 
 
 def data_root(cfg: CfgNode) -> str:
-    """The data folder; raises UserError where the configuration names none."""
+    """The data folder; raises UserError where the configuration names none, or an address."""
     if not cfg.DATA.PATH_TO_DATA_DIR:
         raise UserError("DATA.PATH_TO_DATA_DIR is empty; name the folder that holds train/<class>/ and val/<class>/.")
-    return cfg.DATA.PATH_TO_DATA_DIR
+    return require_local(cfg.DATA.PATH_TO_DATA_DIR, "DATA.PATH_TO_DATA_DIR", "the image folder")

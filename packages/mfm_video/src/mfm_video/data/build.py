@@ -13,6 +13,7 @@ from mfm_core.config import task_of
 from mfm_core.data.listing import class_names
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
+from mfm_core.paths import AbsentFile, is_remote, local_path, require_local
 from mfm_video.data.dataset import MultiViewDataset, Opener, VideoDataset
 from mfm_video.data.decode import open_video
 from mfm_video.data.doctor import DoctorReport, check_videos
@@ -75,13 +76,19 @@ def videos_of(cfg: CfgNode, split: str, classes: Sequence[str] = ()) -> VideoLis
         split,
         num_classes=0 if task_of(cfg) == "pretrain" else cfg.MODEL.NUM_CLASSES,
         separator=cfg.DATA.PATH_LABEL_SEPARATOR,
-        prefix=cfg.DATA.PATH_PREFIX,
+        prefix=require_local(cfg.DATA.PATH_PREFIX, "DATA.PATH_PREFIX", "the place of the videos"),
         classes=classes,
     )
 
 
 def has_split(cfg: CfgNode, split: str) -> bool:
     """Whether there is a list or a folder of that split."""
+    if is_remote(data_root(cfg)):
+        try:
+            local_path(f"{data_root(cfg).rstrip('/')}/{split}.csv", "DATA.PATH_TO_DATA_DIR")
+        except AbsentFile:
+            return False
+        return True
     place = os.path.join(data_root(cfg), split)
     return os.path.isfile(f"{place}.csv") or os.path.isdir(place)
 

@@ -12,6 +12,7 @@ import numpy as np
 from mfm_core.data.listing import PathTable, class_names, draw_share, require_known
 from mfm_core.data.seeding import derive_seed
 from mfm_core.errors import UserError
+from mfm_core.paths import AbsentFile, is_remote, local_path
 from mfm_video.data.read_folder import IMAGES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv")
@@ -90,7 +91,7 @@ def list_videos(
     """The videos of `root/<split>.csv` or, without that file, of the class folders in `root/<split>/`.
 
     Args:
-        root: `DATA.PATH_TO_DATA_DIR`.
+        root: `DATA.PATH_TO_DATA_DIR`; an address may hold lists, of videos that lie here.
         split: train, val or test.
         num_classes: labels of a list must be below it; 0 for no bound, where labels matter little.
         separator: between path and label (`DATA.PATH_LABEL_SEPARATOR`).
@@ -101,6 +102,9 @@ def list_videos(
     Raises:
         UserError: where there is neither list nor folder, or nothing usable in it.
     """
+    bound = num_classes or len(classes or ())
+    if is_remote(str(root)):
+        return _remote_list(str(root).rstrip("/"), split, bound, separator, prefix)
     root = Path(root)
     if not root.is_dir():
         raise UserError(
@@ -108,19 +112,33 @@ def list_videos(
         )
     file = root / f"{split}.csv"
     if file.is_file():
-        return read_list(file, num_classes or len(classes or ()), separator, prefix)
+        return read_list(file, bound, separator, prefix)
     if (root / split).is_dir():
         return walk_folders(root / split, classes)
     raise UserError(f"{root} has neither {split}.csv (`path label` in each line) nor {split}/<class>/ with videos")
 
 
-def read_list(file: Path, num_classes: int = 0, separator: str = " ", prefix: str = "") -> VideoList:
+def _remote_list(root: str, split: str, num_classes: int, separator: str, prefix: str) -> VideoList:
+    address, key = f"{root}/{split}.csv", "DATA.PATH_TO_DATA_DIR"
+    file = Path(local_path(address, key))
+    try:
+        names = Path(local_path(f"{root}/{CLASSES}", key))
+    except AbsentFile:
+        names = None
+    videos = read_list(file, num_classes, separator, prefix, names or file.parent / CLASSES)
+    videos.origin = address
+    return videos
+
+
+def read_list(
+    file: Path, num_classes: int = 0, separator: str = " ", prefix: str = "", names: Path | None = None
+) -> VideoList:
     """Reads a list; the label is what follows the last `separator` of a line. Empty lines do not count.
 
     A line without a label, or with one outside [0, num_classes), is a problem of its video alone, unless all lines
     are so. Where no bound is asked for, a list without any labels is fine, and all videos have the same.
 
-    A file `classes.txt` beside it names the classes, one in each line.
+    The file `names`, by default `classes.txt` beside it, names the classes, one in each line.
 
     Raises:
         UserError: where the file cannot be read as text, is empty, or no line of it can be used.
@@ -142,10 +160,12 @@ def read_list(file: Path, num_classes: int = 0, separator: str = " ", prefix: st
             problems[i] = problem
         keep_whole = unlabelled or (problem and len(parts) > 1 and not parts[1].strip().lstrip("-").isdecimal())
         paths.append(line if keep_whole else parts[0].strip())
+        if is_remote(paths[-1]):
+            problems[i] = "videos are read from the disks of this machine, not from addresses; mount or download them"
     if len(problems) == len(rows):
         raise UserError(f"{file} line {rows[0][0]}: {problems[0]}; no line of the file can be used")
     table = PathTable(_start_of(paths, prefix, file.parent), paths)
-    classes = _names_of(file.parent / CLASSES, num_classes or int(labels.max()) + 1)
+    classes = _names_of(names or file.parent / CLASSES, num_classes or int(labels.max()) + 1)
     return VideoList(table, labels, classes, str(file), np.array([n for n, _ in rows], np.int32), problems)
 
 

@@ -79,7 +79,7 @@ AUG.GEN_MASK_LOADER = False
 AUG.MASK_TYPE = ""
 # Share of the tokens that are hidden.
 AUG.MASK_RATIO = 0.0
-# Largest block, in tokens; None is no bound.
+# Largest block, or face of a cube (ours), in tokens of where it is drawn; None is no bound.
 AUG.MAX_MASK_PATCHES_PER_BLOCK = None
 # Video: what is hidden is hidden all the time (tubes), or whole frames are.
 AUG.MASK_TUBE = False

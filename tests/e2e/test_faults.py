@@ -1,0 +1,163 @@
+"""What happens on clusters: kills at any moment, ranks that die or hang. Runs go on as if nothing had been, or stop
+within a bounded time and say why."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fork_server import EVALUATE, EVALUATED, SAVE, SAVED, TRAIN, ForkServer
+from paths import CONFIGS
+from tiny_runs import QUIET, TINY, assert_same, last_state, log_of
+
+from mfm_core.data.sampler import TrainSampler
+
+KILLS = int(os.environ.get("MFM_FAULT_KILLS", "8"))
+SEED = int(os.environ.get("MFM_FAULT_SEED", "0"))
+BOUND_S = 90.0
+"""Until all processes of a run with a dead one are gone; ten times what it takes, for a busy machine."""
+EPOCHS = 4 + 2 * KILLS
+TWO = [
+    *("--cfg", CONFIGS / "demo" / "pretrain.yaml"),
+    *TINY,
+    *QUIET,
+    *("MASK.PRETRAIN_DEPTH", "[1]"),
+    *("NUM_GPUS", "2"),
+    *("MONITOR.PERIOD", "1"),
+    *("SOLVER.MAX_EPOCH", EPOCHS),
+    *("TRAIN.EMA_DECAY", "0.9"),
+    *("TRAIN.CHECKPOINT_PERIOD", "1"),
+    *("TRAIN.CHECKPOINT_STEPS", "2"),
+    *("TRAIN.CHECKPOINT_KEEP", "2"),
+    *("DIST.TIMEOUT", "60"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with ForkServer(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+def ranks_of(pid: int) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return sorted(map(int, text.split()))
+
+
+def wait_for(server: ForkServer, mark: str, count: int, timeout: float = 120.0) -> str:
+    """All marks up to the `count`-th of this kind."""
+    seen, deadline = "", time.monotonic() + timeout
+    while seen.count(mark) < count:
+        assert time.monotonic() < deadline, f"no {count} of {mark} in {seen}: {server.output.read_text()[-2000:]}"
+        seen += server.marks(1.0)
+    return seen
+
+
+def phase_of(marks: str) -> str:
+    """What the main process was doing when the marks broke off."""
+    if marks.count(SAVE) > marks.count(SAVED):
+        return SAVE
+    return EVALUATE if marks.count(EVALUATE) > marks.count(EVALUATED) else TRAIN
+
+
+def test_killed_again_and_again(server, photo_folder, tmp_path):
+    """kill -9 in steps, in saves and in evaluations, of the whole run or of one rank: the same weights and the same
+    log, bit for bit. MFM_FAULT_KILLS says how often (in CI few)."""
+    data = ["DATA.PATH_TO_DATA_DIR", photo_folder]
+    server.start([*TWO, *data, "OUTPUT_DIR", tmp_path / "whole"])
+    assert server.wait(600.0) == 0, server.output.read_text()[-2000:]
+    server.close_marks()
+
+    draw, output, fell = random.Random(SEED), tmp_path / "run", []
+    aims = [(TRAIN, SAVE, EVALUATE)[i % 3] for i in range(KILLS)]
+    draw.shuffle(aims)
+    for i, aim in enumerate(aims):
+        pid = server.start([*TWO, *data, "OUTPUT_DIR", output])
+        marks = wait_for(server, aim, draw.randint(1, 4 if aim == TRAIN else 2))
+        time.sleep(draw.uniform(0.0, 0.03))
+        marks += kill(server, pid, victim=draw.choice((0, 1)) if i % 7 == 6 else None)
+        fell.append(phase_of(marks))
+    server.start([*TWO, *data, "OUTPUT_DIR", output])
+    assert server.wait(600.0) == 0, server.output.read_text()[-2000:]
+    server.close_marks()
+
+    print(f"{KILLS} kills fell into: " + ", ".join(f"{kind} {fell.count(kind)}" for kind in (TRAIN, SAVE, EVALUATE)))
+    assert {TRAIN, SAVE, EVALUATE} <= set(fell) or KILLS < 6
+    assert_same(last_state(tmp_path / "whole"), last_state(output))
+    for kind, key, numbers in (("step", "step", range(1, 3 * EPOCHS + 1)), ("epoch", "epoch", range(EPOCHS + 1))):
+        whole, run = log_of(tmp_path / "whole", kind), log_of(output, kind)
+        assert [line[key] for line in run] == [line[key] for line in whole] == list(numbers)
+        for one, other in zip(whole, run):
+            assert all(one.get(name) == other.get(name) for name in ("loss", "grad_norm", "train_loss", "val_loss"))
+    assert len(list((output / "checkpoints").iterdir())) == 2
+
+
+def kill(server: ForkServer, pid: int, victim: int | None) -> str:
+    """Kills the whole run, or one of its ranks, after which the others have to leave; the last marks."""
+    if victim is None:
+        os.killpg(pid, signal.SIGKILL)
+        assert server.wait(BOUND_S) == -signal.SIGKILL
+    else:
+        os.kill(ranks_of(pid)[victim], signal.SIGKILL)
+        assert server.wait(BOUND_S) == 2
+        assert f"Process {victim} of 2 died" in server.output.read_text()
+    return server.close_marks()
+
+
+@pytest.mark.parametrize(
+    ("sign", "victim", "timeout"), [(signal.SIGKILL, 0, 60), (signal.SIGKILL, 1, 60), (signal.SIGSTOP, 1, 3)]
+)
+def test_a_rank_that_dies_or_hangs_stops_the_others(sign, victim, timeout, server, photo_folder, tmp_path):
+    """One clear line, no traceback, and no process is left, loading ones included."""
+    paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
+    pid = server.start([*TWO, *paths, "DATA_LOADER.NUM_WORKERS", "1", "DIST.TIMEOUT", timeout])
+    wait_for(server, TRAIN, 2)
+    os.kill(ranks_of(pid)[victim], sign)
+    code = server.wait(BOUND_S)
+    server.close_marks()
+    said = server.output.read_text()
+    assert code in (1, 2) and "Traceback" not in said, said
+    assert "Process 1 of 2 died" in said or "Process 0 of 2 died" in said or "DIST.TIMEOUT 3 s" in said, said
+    if victim == 1:  # the one that keeps the log
+        assert "lost another" in log_of(tmp_path, "end")[-1]["message"]
+
+
+@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_on_one_rank_stops_the_others(error, rank, server, photo_folder, tmp_path):
+    paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
+    server.start([*TWO, *paths], faults={"rank": rank, "step": 2, "error": error})
+    code = server.wait(BOUND_S)
+    server.close_marks()
+    said = server.output.read_text()
+    assert code == (2 if error == "UserError" else 1), said
+    assert "only here" in said, said
+    assert ("Traceback" in said) == (error == "RuntimeError"), said
+
+
+@pytest.mark.parametrize("remedy", ["stop", "skip"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_nan_on_one_rank_names_step_and_files(remedy, rank, server, photo_folder, tmp_path):
+    """In the second of its two micro-batches: the files of that one are named, and no others."""
+    paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_EPOCH", "2"]
+    keys = ["TRAIN.ACCUM_STEPS", "2", "TRAIN.NONFINITE", remedy, "LOG_PERIOD", "3"]
+    server.start([*TWO, *paths, *keys], faults={"rank": rank, "step": 4, "error": "nan"})
+    code = server.wait(BOUND_S)
+    server.close_marks()
+    assert code == (2 if remedy == "stop" else 0), server.output.read_text()
+    if remedy == "stop":
+        said = log_of(tmp_path, "end")[-1]["message"]
+        assert "Training stopped: at step 4 the loss was nan" in said
+        assert last_state(tmp_path)["step"] == 3, "what came after the fault is not saved"
+    else:
+        (said,) = [line["message"] for line in log_of(tmp_path, "warning") if "skipped" in line["message"]]
+        assert "Step 4 was skipped" in said and last_state(tmp_path)["guard_state"]["skipped"] == 1
+        assert all(t.isfinite().all() for t in last_state(tmp_path)["model_state"].values())
+    keys = list(TrainSampler(24, 4, rank, 2, seed=0, start_epoch=1, start_step=1))[0][2:]
+    names = [f"{photo_folder}/train/{('apple', 'bear', 'cat')[key.index // 8]}/{key.index % 8}.JPEG" for key in keys]
+    assert said.endswith(f"Files in the batch: rank {rank}: {', '.join(names)}")
