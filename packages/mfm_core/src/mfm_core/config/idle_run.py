@@ -168,6 +168,12 @@ RUN_RULES: tuple[Rule, ...] = (
         "has no effect: SOLVER.CLIP_GRAD_VAL goes first",
         ("SOLVER.CLIP_GRAD_L2NORM",),
     ),
+    (lambda c: not trains(c), "acts in training only", ("DIST.STRATEGY",)),
+    (
+        lambda c: c.DEVICE == "cpu",
+        "has no effect: with DEVICE cpu all lies in main memory",
+        ("DIST.CPU_OFFLOAD",),
+    ),
     (lambda c: c.DIST.STRATEGY != "ddp", "acts with DIST.STRATEGY ddp only", ("DIST.FIND_UNUSED",)),
     (
         lambda c: c.DIST.STRATEGY != "fsdp2",

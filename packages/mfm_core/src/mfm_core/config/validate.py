@@ -272,6 +272,8 @@ def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
             "SOLVER.LR_REFERENCE_BATCH scales the learning rate by the batch of all machines; set "
             "SOLVER.BASE_LR_SCALE_NUM_SHARDS False."
         )
+    if cfg.DIST.STRATEGY == "single" and cfg.NUM_SHARDS > 1:
+        yield f"DIST.STRATEGY single runs in one process, and NUM_SHARDS is {cfg.NUM_SHARDS}; take auto."
     schedule = schedule_of(cfg, cfg.NUM_SHARDS)
     if schedule.policy == "cosine" and schedule.end >= schedule.base:
         yield (

@@ -113,7 +113,7 @@ def build_trainer(
             name: torch.zeros((), dtype=torch.float64, device=world.device) for name in ("loss", "steps", "clipped")
         },
     )
-    notes = _restore(cfg, state, plan, folder)
+    notes = [f"strategy: {strategy.name}", *_restore(cfg, state, plan, folder)]
     if plan.left_out:
         notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time: no whole batch")
     steps = set(world.gather(state.step))

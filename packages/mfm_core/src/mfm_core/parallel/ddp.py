@@ -21,6 +21,8 @@ class DDP(Strategy):
     such a step is refused.
     """
 
+    name = "ddp"
+
     def __init__(self, world: World, find_unused: bool = False) -> None:
         super().__init__(world)
         self.find_unused = find_unused

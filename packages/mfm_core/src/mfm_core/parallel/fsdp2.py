@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from mfm_core.parallel.sharded import Sharded, check_groups, numbered, whole_groups
@@ -35,12 +35,15 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FSDP2(Sharded):
     """A parameter takes part in a step on all processes or on none.
 
-    param_dtype: blocks are put together, and compute, in it; None for that of their pieces. What stands outside of
-    blocks (embeddings, positions, norms and heads), and blocks with BatchNorm, stay in float32. reduce_dtype:
+    param_dtype: blocks are put together in it, autocast's; None for that of their pieces. It is what autocast would
+    convert their matrices to, and what stands outside of blocks (embeddings, positions, heads), and norms, which
+    autocast leaves alone, stay in float32: the numbers are those of other strategies. reduce_dtype:
     gradients are summed in it. reshard_after_forward: forget the other processes' pieces of a block after its forward
     pass, and put it together again for the backward pass; what stands outside of blocks stays. cpu_offload: pieces,
     gradients and moments lie in main memory, where the optimizer steps them.
     """
+
+    name = "fsdp2"
 
     def __init__(
         self,
@@ -77,16 +80,21 @@ class FSDP2(Sharded):
         for tensor in chain(model.parameters(), model.buffers()):
             dist.broadcast(tensor.data, src=0)
         self._plain[id(model)] = _without_content(model)
-        for unit in blocks(model):
-            exact = any(isinstance(module, _BatchNorm) for module in unit.modules())
-            self._fully_shard(unit, None if exact else self.param_dtype, self.reshard_after_forward)
+        units = list(blocks(model))
+        exact = [norm for unit in units for norm in norms(unit)]
+        if exact and self.param_dtype is not None:
+            self._fully_shard(exact, None, reshard_after_forward=False)  # so small that all make one transfer
+        for unit in units:
+            self._fully_shard(unit, self.param_dtype, self.reshard_after_forward)
         # The backward pass comes back to this first of all; torch would not see it come, for it looks for tensors in
         # what a forward pass returns, and ours returns a PretrainOutput.
         self._fully_shard(model, None, reshard_after_forward=False)
 
-    def _fully_shard(self, module: nn.Module, param_dtype: torch.dtype | None, reshard_after_forward: bool) -> None:
+    def _fully_shard(
+        self, modules: nn.Module | list[nn.Module], param_dtype: torch.dtype | None, reshard_after_forward: bool
+    ) -> None:
         fully_shard(
-            module,
+            modules,
             mesh=self.mesh,
             reshard_after_forward=reshard_after_forward,
             mp_policy=MixedPrecisionPolicy(param_dtype, self.reduce_dtype, cast_forward_inputs=False),
@@ -211,6 +219,13 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
                     yield block
         else:
             yield from blocks(child)
+
+
+def norms(block: nn.Module) -> Iterator[nn.Module]:
+    """The block's parts whose parameters only scale and shift: those beside linear layers and convolutions."""
+    for part in block.modules():
+        if not isinstance(part, (nn.Linear, _ConvNd)) and not list(part.children()) and list(part.parameters()):
+            yield part
 
 
 def _without_content(model: nn.Module) -> nn.Module:

@@ -40,6 +40,8 @@ class ShardedDDP(Sharded):
     takes part in a step takes part in its last micro-batch.
     """
 
+    name = "sharded_ddp"
+
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self._oss: OSS | None = None

@@ -13,8 +13,8 @@ from mfm_core.parallel.world import World
 from mfm_core.registry import Registry
 
 STRATEGIES = Registry("strategy", key="DIST.STRATEGY")
-for _name, _strategy in {"single": Single, "ddp": DDP, "sharded_ddp": ShardedDDP, "fsdp2": FSDP2}.items():
-    STRATEGIES.register(_name)(_strategy)
+for _strategy in (Single, DDP, ShardedDDP, FSDP2):
+    STRATEGIES.register(_strategy.name)(_strategy)
 
 
 def build_strategy(dist: CfgNode, world: World, precision: str) -> Strategy:

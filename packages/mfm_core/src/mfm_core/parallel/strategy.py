@@ -37,6 +37,8 @@ class Strategy:
     `model_state` and `optimizer_state`.)
     """
 
+    name: str
+    """As DIST.STRATEGY has it."""
     is_shared = False
     """Whether the optimizer steps another share of the parameters on each process."""
 
@@ -138,6 +140,8 @@ class Strategy:
 
 class Single(Strategy):
     """One process."""
+
+    name = "single"
 
     def __init__(self, world: World) -> None:
         if world.size > 1:
