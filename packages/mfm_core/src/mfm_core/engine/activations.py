@@ -23,9 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfm_core.engine.precision import DTYPES
 
 aten = torch.ops.aten
-INPUTS = (2, 3)
-"""Batch sizes that are tried. What both have is of the weights, the rest of the inputs (one is a special case: tensors
-that would be copied may be contiguous already)."""
+INPUTS = 1009
+"""The batch that is tried, a prime that no other size contains: bytes that are a multiple of it grow with the batch."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,17 @@ def count_activations(
 
     example: meta tensors for one input of its forward pass.
     """
-    totals, outside, blocks = zip(*(_count(model, example, n, precision, device_type) for n in INPUTS))
-    per_input, checkpointed = totals[1] - totals[0], outside[1] - outside[0]
+    batch = tuple(t.expand(INPUTS, *t.shape[1:]).contiguous() for t in example)
+    shadow = _shadow(model, batch, device_type)
+    kept = _KeptBytes(shadow)
+    with _acting(precision, device_type), kept.watch():
+        shadow(*(_Named(t, device_type) for t in batch))
     return Activations(
-        fixed=totals[0] - INPUTS[0] * per_input,
-        fixed_outside=outside[0] - INPUTS[0] * checkpointed,
-        per_input=per_input,
-        checkpointed=checkpointed,
-        block=blocks[1] - blocks[0],
+        fixed=kept.everywhere.fixed,
+        fixed_outside=kept.outside.fixed,
+        per_input=kept.everywhere.per_input,
+        checkpointed=kept.outside.per_input,
+        block=max((block.per_input for block in kept.blocks), default=0),
     )
 
 
@@ -72,18 +74,6 @@ def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
     owners = [module for module in model.modules() if hasattr(module, "act_checkpoint")]
     parts = [part for owner in owners for part in owner.children()]
     return [block for part in parts if isinstance(part, (nn.ModuleList, nn.Sequential)) for block in part]
-
-
-def _count(
-    model: nn.Module, example: tuple[Tensor, ...], inputs: int, precision: str, device_type: str
-) -> tuple[int, int, int]:
-    """Bytes kept in all, kept where blocks are checkpointed, and kept by the block that keeps most."""
-    batch = tuple(t.expand(inputs, *t.shape[1:]).contiguous() for t in example)
-    shadow = _shadow(model, batch, device_type)
-    kept = _KeptBytes(shadow)
-    with _acting(precision, device_type), kept.watch():
-        shadow(*(_Named(t, device_type) for t in batch))
-    return kept.total, kept.outside, max(kept.blocks, default=0)
 
 
 def _shadow(model: nn.Module, batch: tuple[Tensor, ...], device_type: str) -> nn.Module:
@@ -227,29 +217,19 @@ class _KeptBytes:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = {_storage(p)[0] for p in model.parameters()}
         self._alive: list[Tensor] = []
-        self._all, self._outside = _Distinct(), _Distinct()
+        self.everywhere, self.outside = _Distinct(), _Distinct()
+        self.blocks: list[_Distinct] = []
         self._block: _Distinct | None = None
-        self.blocks: list[int] = []
         for block in checkpointed_blocks(model):
             block.register_forward_pre_hook(self._enter)
             block.register_forward_hook(self._leave)
-
-    @property
-    def total(self) -> int:
-        """Bytes, where no block is checkpointed."""
-        return self._all.bytes
-
-    @property
-    def outside(self) -> int:
-        """Bytes, where all blocks are."""
-        return self._outside.bytes
 
     def watch(self) -> torch.autograd.graph.saved_tensors_hooks:
         """The context to run the forward pass in."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        self._keep(tensor, self._all, self._outside if self._block is None else self._block)
+        self._keep(tensor, self.everywhere, self.outside if self._block is None else self._block)
         return tensor
 
     def _keep(self, tensor: Tensor, *where: _Distinct) -> None:
@@ -262,11 +242,11 @@ class _KeptBytes:
     def _enter(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         for tensor in inputs:
             if isinstance(tensor, Tensor):
-                self._keep(tensor, self._outside)
-        self._block = _Distinct(self._outside)
+                self._keep(tensor, self.outside)
+        self._block = _Distinct(self.outside)
 
     def _leave(self, *_: Any) -> None:
-        self.blocks.append(self._block.bytes)
+        self.blocks.append(self._block)
         self._block = None
 
 
@@ -275,13 +255,17 @@ class _Distinct:
 
     def __init__(self, other: _Distinct | None = None) -> None:
         self._seen: set[int] = set(other._seen) if other is not None else set()
-        self.bytes = 0
+        self.fixed = self.per_input = 0
 
     def add(self, key: int, size: int) -> None:
         """Counts this storage, if it is new."""
-        if key not in self._seen:
-            self._seen.add(key)
-            self.bytes += size
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        if size % INPUTS == 0:
+            self.per_input += size // INPUTS
+        else:
+            self.fixed += size
 
 
 def _storage(tensor: Tensor) -> tuple[int, int]:

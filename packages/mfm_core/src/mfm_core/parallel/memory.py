@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from mfm_core.parallel import sharded_ddp
-from mfm_core.parallel.fsdp2 import blocks as sharded_blocks
+from mfm_core.parallel import fsdp2, sharded_ddp
 
 FLOAT, HALF = 4, 2
 """Bytes of a number: parameters, gradients and moments are float32 under every strategy."""
@@ -61,23 +60,27 @@ class Sizes:
     """The shapes of a model's parameters, as strategies see them.
 
     groups: of the trained ones, by the optimizer's groups and in its order. frozen: of the others. blocks: of the
-    trained and frozen ones in each module that is sharded by itself; root: of all that stand outside of blocks.
+    trained and frozen ones in each module that is sharded by itself, without `norms`: those stay in float32. root: of
+    all that stand outside of blocks.
     """
 
     groups: tuple[tuple[Shape, ...], ...]
     frozen: tuple[Shape, ...]
     blocks: tuple[tuple[Shape, ...], ...]
+    norms: tuple[Shape, ...]
     root: tuple[Shape, ...]
 
     @classmethod
     def of(cls, model: nn.Module, groups: Sequence[dict]) -> Sizes:
         """Of a model, and the parameter groups of its optimizer."""
-        blocks = list(sharded_blocks(model))
+        blocks = list(fsdp2.blocks(model))
         inside = {id(p) for block in blocks for p in block.parameters()}
+        norms = {id(p): p for block in blocks for norm in fsdp2.norms(block) for p in norm.parameters()}
         return cls(
             groups=tuple(_shapes(group["params"]) for group in groups),
             frozen=_shapes(p for p in model.parameters() if not p.requires_grad),
-            blocks=tuple(_shapes(block.parameters()) for block in blocks),
+            blocks=tuple(_shapes(p for p in block.parameters() if id(p) not in norms) for block in blocks),
+            norms=_shapes(norms.values()),
             root=_shapes(p for p in model.parameters() if id(p) not in inside),
         )
 
@@ -192,13 +195,13 @@ def first_piece(shape: Shape, processes: int) -> Shape:
 
 
 def _whole_parameters(sizes: Sizes, options: Options) -> int:
-    """What is outside of blocks is whole, in float32, while a pass runs; so is the block that computes, and the next,
-    which is fetched meanwhile; all blocks are where they are not given back.
+    """What is outside of blocks, and norms, are whole in float32 while a step runs; so is the block that computes, and
+    the next, which is fetched meanwhile; all blocks are where they are not given back.
     """
     blocks = [_count(block) for block in sizes.blocks]
     neighbours = [sum(pair) for pair in zip(blocks, blocks[1:])] or blocks
     at_once = max(neighbours, default=0) if options.reshard else sum(blocks)
-    return FLOAT * _count(sizes.root) + (HALF if options.low_precision else FLOAT) * at_once
+    return FLOAT * _count([*sizes.root, *sizes.norms]) + (HALF if options.low_precision else FLOAT) * at_once
 
 
 def _whole_gradients(sizes: Sizes, options: Options) -> int:
