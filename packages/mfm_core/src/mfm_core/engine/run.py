@@ -189,7 +189,7 @@ def _summary(cfg: CfgNode, task, plan: RunPlan, world: World, precision: str) ->
     """The table of the dry run, where LOG_MODEL_INFO wants it; the model is still in one piece."""
     if not world.is_main or not cfg.LOG_MODEL_INFO:
         return []
-    return describe_run(task.model, task.summary_input, plan, precision).lines()
+    return describe_run(task.model, task.summary_input, cfg, plan, precision, world.device.type).lines()
 
 
 def _log_start(
