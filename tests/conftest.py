@@ -1,11 +1,14 @@
 """Shared by all tests: the modules beside this file (pytest imports tests by file), and folders of a few photos."""
 
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
+import slurm_cluster  # noqa: E402
 from iopath.common.file_io import g_pathmgr  # noqa: E402
 from photos import picture  # noqa: E402
 from web import Site, ask_anew  # noqa: E402
@@ -23,6 +26,26 @@ def photo_folder(tmp_path_factory):
                 seed = 1000 * number + i + (500 if split == "val" else 0)
                 picture(seed, 80 + 5 * i, 60 + 3 * number).save(folder / f"{i}.JPEG", quality=95)
     return root
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Slurm of this machine alone, stopped at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    try:
+        with slurm_cluster.one_node(folder) as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def on_cluster(cluster, monkeypatch):
+    """The same, and what this process starts finds it."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return cluster
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def _say(**what: object) -> None:
 
 
 def _run(run_net, order: dict) -> None:
-    code = 70
+    code = 0
     try:
         os.setsid()
         output = os.open(order["output"], os.O_WRONLY | os.O_APPEND)
@@ -131,6 +131,7 @@ def _run(run_net, order: dict) -> None:
         import traceback
 
         traceback.print_exc()
+        code = 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -138,7 +139,10 @@ def _run(run_net, order: dict) -> None:
 
 
 def _instrument(marks: int, faults: dict) -> None:
-    """Ranks start by fork, and rank 0 marks where it is. faults: {"rank": r, "step": s, "error": a class, or nan}."""
+    """Ranks start by fork, and rank 0 marks where it is.
+
+    faults: {"rank": r, "step": s, "error": a class, or nan}; {"patience": seconds until ranks that hang are killed}.
+    """
     from functools import partial
 
     from mfm_core.checkpoint import resume
@@ -186,7 +190,10 @@ def _instrument(marks: int, faults: dict) -> None:
     start = launch.mp.start_processes
 
     def fork(function, arguments, **keywords):
-        return start(partial(_rank, function), arguments, **{**keywords, "start_method": "fork"})
+        context = start(partial(_rank, function), arguments, **{**keywords, "start_method": "fork"})
+        if "patience" in faults:
+            context.join = partial(context.join, grace_period=faults["patience"])
+        return context
 
     launch.mp.start_processes = fork
 

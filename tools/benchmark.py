@@ -81,6 +81,13 @@ def benchmark_pooling(args: argparse.Namespace) -> Iterator[Row]:
     yield from benchmark_pooling(args)
 
 
+def benchmark_strategies(args: argparse.Namespace) -> Iterator[Row]:
+    """The training step under each strategy in several processes; see `benchmark_strategies.py`."""
+    from benchmark_strategies import benchmark_strategies  # it needs fairscale
+
+    yield from benchmark_strategies(args)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "hog": benchmark_hog,
     "attention": benchmark_attention,
@@ -91,6 +98,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "decode": benchmark_decode,
     "mvit": benchmark_mvit,
     "pooling": benchmark_pooling,
+    "strategies": benchmark_strategies,
 }
 
 

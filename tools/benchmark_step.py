@@ -32,7 +32,7 @@ from mfm_core.interfaces import Batch
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import Pretraining
 from mfm_core.optim.build import build_optimizer
-from mfm_core.parallel.strategy import Single
+from mfm_core.parallel.strategy import Single, Strategy
 from mfm_core.parallel.world import World
 from mfm_core.tasks.pretrain import PretrainTask
 from mfm_image.models import build_model, example_input
@@ -212,11 +212,16 @@ def measured(build: Callable[[], Callable], device: torch.device) -> tuple[Calla
 
 def our_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, compiled: bool) -> Callable:
     """One call of the training loop's step on a copy of `model`."""
+    return step_under(Single(World(device=batch.inputs.device)), cfg, copy.deepcopy(model), batch, precision, compiled)
+
+
+def step_under(
+    strategy: Strategy, cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, compiled: bool = False
+) -> Callable:
+    """One call of the training loop's step on `model`, which the strategy may take apart; batch: this process's."""
     device = batch.inputs.device
-    world = World(device=device)
-    strategy = Single(world)
-    model = copy.deepcopy(model)
     guard = StepGuard(device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, False, cfg.LOG_PERIOD)
+    strategy.shard(model)
     state = TrainState(
         model=model,
         optimizer=build_optimizer(model, cfg, strategy.optimizer),
@@ -228,13 +233,13 @@ def our_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, com
     )
     trainer = Trainer(
         task=StepTask(model),
-        model=torch.compile(model) if compiled else model,
+        model=strategy.wrap(torch.compile(model) if compiled else model),
         state=state,
         average=None,
         loader=None,
         plan=plan_run(cfg, IMAGENET_TRAIN_IMAGES, world_size=1),
         settings=Settings.from_cfg(cfg, precision),
-        world=world,
+        world=strategy.world,
         guard=guard,
         log=None,
         folder=None,

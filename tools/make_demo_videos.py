@@ -35,7 +35,7 @@ def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(description="Draws the demo clips (H.264 in mp4, with lists of them).")
     parser.add_argument("--out", type=Path, default=Path("data/demo_video"))
-    parser.add_argument("--train", type=int, default=30, help="training clips per class")
+    parser.add_argument("--train", type=int, default=60, help="training clips per class")
     parser.add_argument("--val", type=int, default=8, help="validation clips per class")
     parser.add_argument("--test", type=int, default=8, help="test clips per class")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels, even")

@@ -4,6 +4,7 @@
 python tools/run_net.py --cfg configs/masked_ssl/in1k_VIT_B_MaskFeat_PT.yaml DATA.PATH_TO_DATA_DIR path
 python tools/run_net.py --cfg … --dry-run
 python tools/run_net.py doctor --cfg …
+python tools/run_net.py --cfg … --slurm --partition gpu --nodes 2 --gpus-per-node 8 --time 24:00:00
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import argparse
 import importlib
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.config import load_config, modality_of
+from mfm_core.config import load_config, modality_of, plan_run
 from mfm_core.errors import UserError
+from mfm_core.parallel import slurm
 from mfm_core.parallel.launch import launch, local_processes
 
 PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
@@ -36,7 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line: a command, options, and KEY VALUE KEY VALUE in any order with them."""
     parser = Parser(
         prog="run_net.py",
-        usage="run_net.py [doctor] --cfg FILE [--dry-run] [options] [KEY VALUE ...]",
+        usage="run_net.py [doctor] --cfg FILE [--dry-run] [--slurm] [options] [KEY VALUE ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,19 +47,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="describe the run and leave")
     parser.add_argument("--shard_id", type=int, default=0, help="this machine's number, from 0 to NUM_SHARDS - 1")
     parser.add_argument("--init_method", default="tcp://localhost:0", help="tcp://host:port of machine 0")
+    slurm.add_options(parser)
     doctor = arguments[:1] == ["doctor"]
+    arguments = slurm.join_seeds(arguments)
     options, overrides = parser.parse_known_args(arguments[1:] if doctor or arguments[:1] == ["train"] else arguments)
     unknown = [word for word in overrides[::2] if word.startswith("-")]
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
     options.doctor, options.overrides = doctor, overrides
+    slurm.check_options(parser, options)
     return options
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code.
 
-    0: done. 1: the doctor found something to put right. 2: one line said what the user can put right.
+    0: done. 1: the doctor found something to put right. 2: one line said what the user can put right. 75: a signal
+    stopped the run, which has saved; the same command continues it.
     """
     try:
         options = parse(arguments)
@@ -66,14 +73,33 @@ def main(arguments: list[str]) -> int:
             lines, healthy = entry.doctor(cfg)
             print("\n".join(lines))
             return 0 if healthy else 1
-        if options.dry_run:
-            print("\n".join(entry.dry_run(cfg)))
-            return 0
+        if options.slurm or options.dry_run:
+            return describe_or_submit(cfg, entry, options)
         processes = 1 if "RANK" in os.environ else local_processes(cfg.NUM_GPUS, cfg.DEVICE)  # torchrun has counted
         return launch(entry.main, (cfg,), processes, cfg.NUM_SHARDS, options.shard_id, options.init_method)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def describe_or_submit(cfg: CfgNode, entry: ModuleType, options: argparse.Namespace) -> int:
+    """For --slurm and --dry-run. What a description finds wrong is said before the job waits in a queue."""
+    command = [str(Path(__file__).resolve()), "--cfg", options.cfg, *options.overrides]
+    request = slurm.JobRequest.from_cfg(cfg, options, command) if options.slurm else None
+    if request is not None:
+        cfg = load_config(options.cfg, request.runs[0][3:])
+        plan_run(cfg, sys.maxsize, request.nodes * request.processes_per_node)  # a description would take fewer
+    lines = [*entry.dry_run(cfg), *(request.lines() if request else ())]
+    if options.dry_run:
+        print("\n".join(lines))
+        return 0
+    jobs = slurm.submit(request)
+    warnings = [line for line in lines if line.startswith("warning:")]
+    print(
+        "\n".join([*warnings, *request.lines(), *(f"job {job.job_id}: its log is {job.paths.stdout}" for job in jobs)])
+    )
+    print(f"cancel with: scancel {jobs[0].job_id.split('_')[0]}")
+    return 0
 
 
 def entry_of(cfg: CfgNode) -> ModuleType:

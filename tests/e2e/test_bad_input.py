@@ -417,7 +417,7 @@ class TestProcesses:
         send = os.killpg if workers == 2 else os.kill
         send(run.pid, signal.SIGTERM)
         out, error = run.communicate(timeout=60)
-        assert run.returncode == 0 and error == "", error
+        assert run.returncode == 75 and error == "", error
         assert "stopped and saved" in out
         if processes > 1:
             return

@@ -24,6 +24,7 @@ CASES = {
     "decode": ("--frames", "80"),
     "mvit": ("--batch", "2", "--set", *BLOCKS, *STRIDES, *CLIPS, *SMALL),
     "pooling": (),
+    "strategies": ("--batch", "2", "--set", *TINY, *SMALL, "MASK.PRETRAIN_DEPTH", "[1]"),
 }
 
 

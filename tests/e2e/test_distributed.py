@@ -9,12 +9,13 @@ import subprocess
 import sys
 
 import pytest
-from paths import CONFIGS, TOOLS
-from tiny_runs import TINY, assert_same, last_state, tiny_config
+from paths import CONFIGS, REPOSITORY, TOOLS
+from tiny_runs import QUIET, TINY, assert_same, last_state, tiny_config
 
 from mfm_core.parallel.launch import launch
 from mfm_image.entry import main
 
+SUICIDE = REPOSITORY / "tests" / "killed_run.py"
 TWENTY_STEPS = ["SOLVER.MAX_EPOCH", "10", "TRAIN.BATCH_SIZE", "12", "SOLVER.WARMUP_EPOCHS", "1.0"]
 CASES = {
     # Masks differ in size from image to image: a mean of the ranks' means would be off by far more than 1e-5.
@@ -73,6 +74,58 @@ def test_two_machines_equal_one(photo_folder, tmp_path):
     ]
     assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
     assert_same(last_state(tmp_path / "one"), last_state(tmp_path / "two"), atol=1e-5)
+
+
+def test_another_number_of_machines_keeps_the_batch(photo_folder, tmp_path):
+    """Begun by two machines, as torchrun counts them, and gone on with by one: 6 files for each stay 12 a step."""
+    overrides = [*TWENTY_STEPS[:2], *CASES["pretrain"], *QUIET]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "one", *overrides, "TRAIN.BATCH_SIZE", "12")) == 0
+    command = [sys.executable, TOOLS / "run_net.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY]
+    command += ["MASK.PRETRAIN_DEPTH", "[1]", "DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path / "two"]
+    command += [*overrides, "TRAIN.BATCH_SIZE", "6", "TRAIN.STOP_STEP", "3"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    alone = {**os.environ, **address, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    machines = [
+        subprocess.Popen([*map(str, command)], env={**alone, "RANK": rank}, stdout=subprocess.DEVNULL) for rank in "01"
+    ]
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "two", *overrides, "TRAIN.BATCH_SIZE", "6")) == 0
+    one, other = last_state(tmp_path / "one"), last_state(tmp_path / "two")
+    assert one["step"] == other["step"] == 20
+    assert_same(one, other, atol=1e-5)
+
+
+ELASTIC = [*QUIET, "SOLVER.MAX_EPOCH", "4", "TRAIN.BATCH_SIZE", "12", "TRAIN.CHECKPOINT_STEPS", "1"]
+"""8 steps, each of which is saved."""
+
+
+def test_torchrun_starts_again_where_a_worker_died(photo_folder, tmp_path):
+    """kill -9 of one of two workers in the middle of a run: the group restarts, and ends as if nothing had happened."""
+    done = _torchrun(photo_folder, tmp_path, "--max_restarts", "1", killed_at=5)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("continuing from") == 1
+    whole = tiny_config("pretrain", photo_folder, tmp_path / "whole", *ELASTIC, "NUM_GPUS", "2")
+    assert launch(main, (whole,), processes=2) == 0
+    assert_same(last_state(tmp_path / "whole"), last_state(tmp_path / "run"))
+
+
+def test_torchrun_without_restarts_continues_by_the_same_command(photo_folder, tmp_path):
+    """And with one process less."""
+    assert _torchrun(photo_folder, tmp_path, "--max_restarts", "0", killed_at=3).returncode != 0
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "run", *ELASTIC)) == 0
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *ELASTIC)) == 0
+    assert_same(last_state(tmp_path / "whole"), last_state(tmp_path / "run"), atol=1e-5)
+
+
+def _torchrun(data, folder, *options, killed_at: int) -> subprocess.CompletedProcess:
+    """Two processes under torchrun, of which rank 1 kills itself once, in step `killed_at`; output in folder/run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
+    command += [SUICIDE, folder / "killed", killed_at, "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY]
+    command += ["MASK.PRETRAIN_DEPTH", "[1]", "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", folder / "run", *ELASTIC]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def _epoch_lines(path) -> list[dict]:

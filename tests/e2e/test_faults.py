@@ -16,11 +16,12 @@ from tiny_runs import QUIET, TINY, assert_same, last_state, log_of
 
 from mfm_core.data.sampler import TrainSampler
 
-KILLS = int(os.environ.get("MFM_FAULT_KILLS", "8"))
+KILLS = int(os.environ.get("MFM_FAULT_KILLS", "6"))
 SEED = int(os.environ.get("MFM_FAULT_SEED", "0"))
 BOUND_S = 90.0
 """Until all processes of a run with a dead one are gone; ten times what it takes, for a busy machine."""
-EPOCHS = 4 + 2 * KILLS
+EPOCHS = 3 + 3 * KILLS // 2
+"""No start gets further than an epoch and a half, on average over the three kinds of kills."""
 TWO = [
     *("--cfg", CONFIGS / "demo" / "pretrain.yaml"),
     *TINY,
@@ -80,7 +81,7 @@ def test_killed_again_and_again(server, photo_folder, tmp_path):
         pid = server.start([*TWO, *data, "OUTPUT_DIR", output])
         marks = wait_for(server, aim, draw.randint(1, 4 if aim == TRAIN else 2))
         time.sleep(draw.uniform(0.0, 0.03))
-        marks += kill(server, pid, victim=draw.choice((0, 1)) if i % 7 == 6 else None)
+        marks += kill(server, pid, victim=draw.choice((0, 1)) if i % 6 == 5 else None)
         fell.append(phase_of(marks))
     server.start([*TWO, *data, "OUTPUT_DIR", output])
     assert server.wait(600.0) == 0, server.output.read_text()[-2000:]
@@ -110,26 +111,32 @@ def kill(server: ForkServer, pid: int, victim: int | None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("sign", "victim", "timeout"), [(signal.SIGKILL, 0, 60), (signal.SIGKILL, 1, 60), (signal.SIGSTOP, 1, 3)]
+    ("sign", "victim", "timeout"),
+    [(signal.SIGKILL, 0, 60), (signal.SIGKILL, 1, 60), (signal.SIGSTOP, 1, 3), (signal.SIGKILL, None, 60)],
+    ids=["rank 0 dies", "rank 1 dies", "rank 1 hangs", "the launcher dies"],
 )
 def test_a_rank_that_dies_or_hangs_stops_the_others(sign, victim, timeout, server, photo_folder, tmp_path):
     """One clear line, no traceback, and no process is left, loading ones included."""
     paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
-    pid = server.start([*TWO, *paths, "DATA_LOADER.NUM_WORKERS", "1", "DIST.TIMEOUT", timeout])
+    pid = server.start([*TWO, *paths, "DATA_LOADER.NUM_WORKERS", "1", "DIST.TIMEOUT", timeout], {"patience": 5.0})
     wait_for(server, TRAIN, 2)
-    os.kill(ranks_of(pid)[victim], sign)
+    os.kill(pid if victim is None else ranks_of(pid)[victim], sign)
     code = server.wait(BOUND_S)
     server.close_marks()
     said = server.output.read_text()
-    assert code in (1, 2) and "Traceback" not in said, said
+    # Python's own thread that hands a batch over may be caught in the middle by the death of who was to take it
+    assert "Traceback" not in said or "resource_sharer.py" in said, said
+    if victim is None:
+        assert code == -sign
+        return
+    assert code in (1, 2), said
     assert "Process 1 of 2 died" in said or "Process 0 of 2 died" in said or "DIST.TIMEOUT 3 s" in said, said
     if victim == 1:  # the one that keeps the log
         assert "lost another" in log_of(tmp_path, "end")[-1]["message"]
 
 
-@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_on_one_rank_stops_the_others(error, rank, server, photo_folder, tmp_path):
+@pytest.mark.parametrize(("rank", "error"), [(1, "UserError"), (0, "RuntimeError")])
+def test_an_error_on_one_rank_stops_the_others(rank, error, server, photo_folder, tmp_path):
     paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
     server.start([*TWO, *paths], faults={"rank": rank, "step": 2, "error": error})
     code = server.wait(BOUND_S)
@@ -140,9 +147,8 @@ def test_an_error_on_one_rank_stops_the_others(error, rank, server, photo_folder
     assert ("Traceback" in said) == (error == "RuntimeError"), said
 
 
-@pytest.mark.parametrize("remedy", ["stop", "skip"])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_nan_on_one_rank_names_step_and_files(remedy, rank, server, photo_folder, tmp_path):
+@pytest.mark.parametrize(("rank", "remedy"), [(1, "stop"), (0, "skip")])
+def test_a_nan_on_one_rank_names_step_and_files(rank, remedy, server, photo_folder, tmp_path):
     """In the second of its two micro-batches: the files of that one are named, and no others."""
     paths = ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_EPOCH", "2"]
     keys = ["TRAIN.ACCUM_STEPS", "2", "TRAIN.NONFINITE", remedy, "LOG_PERIOD", "3"]
@@ -153,7 +159,7 @@ def test_a_nan_on_one_rank_names_step_and_files(remedy, rank, server, photo_fold
     if remedy == "stop":
         said = log_of(tmp_path, "end")[-1]["message"]
         assert "Training stopped: at step 4 the loss was nan" in said
-        assert last_state(tmp_path)["step"] == 3, "what came after the fault is not saved"
+        assert last_state(tmp_path)["step"] == 4, "nothing is saved from the fault on"
     else:
         (said,) = [line["message"] for line in log_of(tmp_path, "warning") if "skipped" in line["message"]]
         assert "Step 4 was skipped" in said and last_state(tmp_path)["guard_state"]["skipped"] == 1

@@ -1,4 +1,4 @@
-"""Every command of the README is understood: what runs a configuration is tried with --dry-run."""
+"""Every command of the README and docs is understood: what runs a configuration is tried with --dry-run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from entry_point import run_net
 from paths import REPOSITORY
 
-BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)]
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if "run_net.py" in line]
 
 

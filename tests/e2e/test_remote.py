@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from paths import CONFIGS
-from tiny_runs import QUIET, TINY, assert_same, last_state, tiny_config
+from tiny_runs import QUIET, TINY, assert_same, last_state, tiny_clip_config, tiny_config
 
 from mfm_image.entry import main
+from mfm_video.entry import main as video_main
 
 ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", *QUIET]
 
@@ -64,3 +65,17 @@ def test_what_has_to_lie_here(photo_folder, tmp_path, error_of):
         error = error_of(tiny_config(kind, photo_folder, tmp_path, *ONE_EPOCH, key, address))
         assert key in error and address in error, error
     assert not torch.distributed.is_initialized() and not list(tmp_path.glob("s3*"))
+
+
+def test_lists_of_videos_from_the_web(site, clip_folder, tmp_path):
+    """The videos lie where DATA.PATH_PREFIX says; the run is that of the lists beside them."""
+    for name in ("train", "val"):
+        lines = (clip_folder / f"{name}.csv").read_text().splitlines()
+        inside = [line.replace(f"{clip_folder}/", "") for line in lines]
+        assert not any(line.startswith("/") for line in inside)
+        (site.folder / f"{name}.csv").write_text("\n".join(inside))
+    prefix = ["DATA.PATH_PREFIX", str(clip_folder)]
+    for name, root, more in (("here", clip_folder, []), ("there", site.address, prefix)):
+        cfg = tiny_clip_config("maskfeat", root, tmp_path / name, *ONE_EPOCH, "TEST.ENABLE", "False", *more)
+        assert video_main(cfg) == 0
+    assert_same(last_state(tmp_path / "here"), last_state(tmp_path / "there"))

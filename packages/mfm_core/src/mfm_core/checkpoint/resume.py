@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def whole_state(state: TrainState, plan: RunPlan, cfg: CfgNode) -> dict[str, Any
         "format": FORMAT,
         "epoch": state.step // plan.steps_per_epoch,
         "step": state.step,
+        "machines": plan.machines,
         "identity": identity(plan, cfg.RNG_SEED),
         "model_state": strategy.model_state(state.model),
         "optimizer_state": strategy.optimizer_state(state.optimizer),
@@ -123,6 +125,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return (
         max(paths, key=lambda path: load_file_state(str(path))["step"]) if len(paths) > 1 else next(iter(paths), None)
     )
+
+
+def machines_of(folder: Path, batch_size: int) -> int | None:
+    """The machines that the run of this folder began on, where its batch is not `batch_size`; else None.
+
+    TRAIN.BATCH_SIZE is meant for each: where a run goes on with more or fewer, its batch stays what it was.
+    """
+    for path in sorted(folder.glob("checkpoint_*.pyth"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        with suppress(Exception):  # what is wrong with a file is said where it is resumed from
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            same = content["identity"]["TRAIN.BATCH_SIZE over all machines"] == batch_size
+            return None if same else content.get("machines")
+    return None
 
 
 def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> Path | None:

@@ -21,9 +21,10 @@ UNTRAINED_TASKS = ("knn",)
 class RunPlan:
     """Derived values of one run.
 
-    files: training files. batch_size: files per optimizer step, over all processes. views: training samples made of
-    each file. accum_steps: micro-batches that a process cuts its share into. lr_lag_steps: steps by which the
-    learning rate runs late. trains: whether there is training. repetitions: how often a file comes in its batch.
+    files: training files. batch_size: files per optimizer step, over all processes. machines: what that was made for,
+    TRAIN.BATCH_SIZE on each. views: training samples made of each file. accum_steps: micro-batches that a process cuts
+    its share into. lr_lag_steps: steps by which the learning rate runs late. trains: whether there is training.
+    repetitions: how often a file comes in its batch.
     """
 
     task: str
@@ -36,6 +37,7 @@ class RunPlan:
     views: int
     lr_lag_steps: int = 0
     trains: bool = True
+    machines: int = 1
     repetitions: int = 1
 
     @property
@@ -219,5 +221,6 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         views=views_of(cfg),
         lr_lag_steps=cfg.SOLVER.LR_LAG_STEPS,
         trains=trains(cfg),
+        machines=shards,
         repetitions=cfg.AUG.REPEATED_SAMPLER,
     )

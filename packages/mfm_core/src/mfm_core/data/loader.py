@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from mfm_core.data.sampler import EvalSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch, Sample, SampleKey
+from mfm_core.parallel import signals, stop
 from mfm_core.parallel.world import World
 
 EVAL_WORKERS = 4
@@ -76,6 +77,23 @@ class Loader:
             yield batch
 
 
+class EvalLoader(Loader):
+    """A process's share of what all look at together. Told to stop, all leave at the end of their shares, or before."""
+
+    def __init__(self, loader: Loader, world: World) -> None:
+        super().__init__(loader._loader, loader.dataset, loader.num_workers)
+        self.world = world
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Raises `stop.Interrupted` in all processes where one has been told to stop."""
+        for batch in super().__iter__():
+            if signals.asked():
+                break
+            yield batch
+        if stop.agreed(self.world):
+            raise stop.Interrupted
+
+
 def build_loader(
     dataset: Dataset, batch_sampler: Iterable[list[SampleKey]], num_workers: int, pin_memory: bool = False
 ) -> Loader:
@@ -106,8 +124,9 @@ def build_loader(
 
 
 def _leave_signals_to_trainer(worker: int) -> None:
-    """A SIGTERM to the process group asks the training process to save and leave; it still needs its workers then."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A signal to the process group asks the training process to save and leave; it still needs its workers then."""
+    for number in signals.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _kill_workers() -> None:
@@ -152,9 +171,9 @@ def _worker_death(error: RuntimeError, num_workers: int) -> UserError:
     )
 
 
-def eval_loader(cfg: CfgNode, dataset: Dataset, world: World) -> Loader:
+def eval_loader(cfg: CfgNode, dataset: Dataset, world: World) -> EvalLoader:
     """This process's share of `dataset`, each file once over all; TEST.BATCH_SIZE of them per machine at a time."""
     batch_size = max(1, cfg.TEST.BATCH_SIZE * world.num_shards // world.size)
     sampler = EvalSampler(len(dataset), batch_size, world.rank, world.size)
     pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
-    return build_loader(dataset, sampler, min(cfg.DATA_LOADER.NUM_WORKERS, EVAL_WORKERS), pin_memory)
+    return EvalLoader(build_loader(dataset, sampler, min(cfg.DATA_LOADER.NUM_WORKERS, EVAL_WORKERS), pin_memory), world)

@@ -9,38 +9,34 @@ import copy
 from dataclasses import dataclass, field
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mfm_core.config.plan import RunPlan
+from mfm_core.engine.memory import Memory, memory_from_cfg
 from mfm_core.interfaces import PretrainOutput
-
-GB = 1024**3
 
 
 @dataclass
 class RunDescription:
     """stages: (what, shape, remark) along the way of one training batch on one process.
 
-    macs: multiply-adds of the forward pass for one input. state_bytes: parameters, gradients and optimizer state.
-    activation_bytes: what the forward pass of one micro-batch keeps for the backward pass.
+    macs: multiply-adds of the forward pass for one input. memory: of training, None where nothing is trained.
     """
 
     parameters: int
     trainable: int
     plan: RunPlan
-    precision: str
+    memory: Memory | None = None
     stages: list[tuple[str, tuple, str]] = field(default_factory=list)
     macs: int = 0
-    state_bytes: int = 0
-    activation_bytes: int = 0
 
     def lines(self) -> list[str]:
         """The table that `--dry-run` prints."""
         plan, schedule = self.plan, self.plan.schedule
         rows = [f"  {what:<34}{' x '.join(map(str, shape)):<28}{remark}" for what, shape, remark in self.stages]
-        total = (self.state_bytes + self.activation_bytes) / GB
-        if not plan.trains:
+        if self.memory is None:
             return [
                 "one input:",
                 *rows,
@@ -54,8 +50,7 @@ class RunDescription:
             f"parameters      {self.parameters / 1e6:.2f} M ({self.parameters:,}), {self.trainable:,} trained",
             f"compute         {self.macs / 1e9:.2f} GFLOPs forward per input (multiply-adds), "
             f"{passes * self.macs * plan.batch_size * plan.views / 1e12:.2f} T per training step",
-            f"memory          about {total:.2f} GB per process: {self.state_bytes / GB:.2f} weights, gradients, "
-            f"optimizer; {self.activation_bytes / GB:.2f} activations ({self.precision})",
+            f"memory          {self.memory.line()}",
             f"learning rate   {schedule.warmup_start:g} -> {schedule.base:g} in {schedule.warmup_epochs:g} epochs, "
             f"{schedule.policy} to {schedule.end:g}",
             f"batch           {plan.batch_size} files x {plan.views} view(s) per step = {plan.world_size} process(es) "
@@ -65,25 +60,24 @@ class RunDescription:
         ]
 
 
-def describe_run(model: nn.Module, example: tuple[Tensor, ...], plan: RunPlan, precision: str) -> RunDescription:
-    """Describes training `model`; `example` holds meta tensors for one input of the forward pass (batch size 1)."""
+def describe_run(
+    model: nn.Module, example: tuple[Tensor, ...], cfg: CfgNode, plan: RunPlan, precision: str, device_type: str
+) -> RunDescription:
+    """Describes training `model`, which is in one piece, on devices of this type, cuda or cpu.
+
+    example: meta tensors for one input of the forward pass (batch size 1).
+    """
     parameters = list(model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
     description = RunDescription(
         parameters=sum(p.numel() for p in parameters),
-        trainable=sum(p.numel() for p in trained),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
         plan=plan,
-        precision=precision,
-        state_bytes=sum(p.numel() * 4 * (4 if p.requires_grad else 1) for p in parameters),
+        memory=memory_from_cfg(model, example, cfg, plan, precision, device_type) if plan.trains else None,
     )
     shadow = _on_meta(model)
     micro = plan.batch_per_rank * plan.views // plan.accum_steps if plan.trains else 1
     description.macs = forward_macs(shadow, example)
-    batch = tuple(t.expand(micro, *t.shape[1:]) for t in example)
-    kept = _KeptBytes(shadow)
-    with kept.watch():
-        output, description.stages = _trace(shadow, batch)
-    description.activation_bytes = kept.total // (2 if precision != "fp32" else 1)
+    output, description.stages = _trace(shadow, tuple(t.expand(micro, *t.shape[1:]) for t in example))
     description.stages += _output_rows(output)
     return description
 
@@ -104,27 +98,6 @@ def _on_meta(model: nn.Module) -> nn.Module:
 def _meta_like(tensor: Tensor) -> Tensor:
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
-class _KeptBytes:
-    """Counts the bytes of the distinct tensors that autograd keeps, parameters left out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._seen = {p.untyped_storage()._cdata for p in model.parameters()}
-        self._alive: list[Tensor] = []
-        self.total = 0
-
-    def watch(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """The context to run the forward pass in."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
-            self._alive.append(tensor)
-            self.total += storage.nbytes()
-        return tensor
 
 
 def _trace(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[object, list[tuple[str, tuple, str]]]:

@@ -14,7 +14,14 @@ from timm.utils import ModelEmaV3
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state
-from mfm_core.checkpoint.resume import TrainState, is_training_state, list_checkpoints, restore, resume_latest
+from mfm_core.checkpoint.resume import (
+    TrainState,
+    is_training_state,
+    list_checkpoints,
+    machines_of,
+    restore,
+    resume_latest,
+)
 from mfm_core.config import RunPlan, plan_run, validate
 from mfm_core.config.plan import UNTRAINED_TASKS
 from mfm_core.data.loader import build_loader
@@ -28,6 +35,7 @@ from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
+from mfm_core.parallel import signals, stop
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
 from mfm_core.parallel.world import World, join_world, leave_world, loss_of_peer
@@ -38,7 +46,10 @@ TaskBuilder = Callable[[CfgNode, World, str], object]
 
 
 def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
-    """Runs one process of `cfg` and returns the exit code: 0 done or saved on request, 2 for a user's error."""
+    """Runs one process of `cfg` and returns the exit code.
+
+    0: done, or stopped at TRAIN.STOP_STEP. 2: a user's error. 75: a signal stopped it and it has saved.
+    """
     try:
         world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
         return _run(cfg, build_task, world)
@@ -61,17 +72,17 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
         task = build_task(cfg, world, precision)
-        plan = plan_run(cfg, task.files, world.size, world.num_shards)
+        plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
         if not plan.trains:
             return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
-        trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
-        log = trainer.log
-        finished = trainer.train()
-        log.end("finished" if finished else "stopped")
-        if world.is_main:
-            logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
-        world.barrier()
-        return 0
+        with signals.listening():
+            trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
+            log = trainer.log
+            finished = trainer.train()
+            log.end("finished" if finished else "stopped")
+            if world.is_main:
+                logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
+            return 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN
     except UserError as error:
         log.end("failed", str(error))
         let_main_speak()
@@ -87,6 +98,13 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
             raise
         exit_with(UserError(lost))
         return 1
+
+
+def _machines(cfg: CfgNode, world: World, folder: Path) -> int:
+    """How many machines the batch is for: those of the first start. torchrun may go on with fewer, or more."""
+    here = world.num_shards
+    resumes = cfg.TRAIN.AUTO_RESUME and cfg.TRAIN.ENABLE
+    return resumes and machines_of(folder / "checkpoints", cfg.TRAIN.BATCH_SIZE * here) or here
 
 
 def build_trainer(
@@ -171,7 +189,7 @@ def _summary(cfg: CfgNode, task, plan: RunPlan, world: World, precision: str) ->
     """The table of the dry run, where LOG_MODEL_INFO wants it; the model is still in one piece."""
     if not world.is_main or not cfg.LOG_MODEL_INFO:
         return []
-    return describe_run(task.model, task.summary_input, plan, precision).lines()
+    return describe_run(task.model, task.summary_input, cfg, plan, precision, world.device.type).lines()
 
 
 def _log_start(

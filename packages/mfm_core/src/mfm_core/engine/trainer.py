@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch, Task
 from mfm_core.monitor.meters import Throughput, peak_memory_gb
 from mfm_core.optim.build import follow
+from mfm_core.parallel import stop
 from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
@@ -88,34 +88,31 @@ class Trainer:
         self.autocast = autocast_factory(settings.precision, world.device)
         self.statistics = RunningStatistics(state.model, world)
         self.throughput = Throughput()
-        self.stop_requested = False
+        self.vote = stop.StopVote(world)
+        self._saved_step = -1
 
     def train(self) -> bool:
         """Runs to the end; False where it was told to stop before and has saved."""
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
-        try:
-            self._log_missing_epoch()
-            while self.state.step < self.plan.total_steps:
-                stop = self._should_stop() or self.train_epoch()
-                if self.state.step % self.plan.steps_per_epoch == 0 and self.state.step:
-                    self.end_epoch(stop)
-                elif stop:
+        whole = self._log_missing_epoch()
+        while self.state.step < self.plan.total_steps:
+            if self._stops_here() or stop.agreed(self.world):
+                if self._saved_step != self.state.step:
                     self.check()
                     self.save(required=True)
-                if stop and self.state.step < self.plan.total_steps:
-                    return False
-            return True
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+                return False
+            self.train_epoch()
+            if self.state.step % self.plan.steps_per_epoch == 0:
+                whole = self.end_epoch()
+        return whole
 
-    def _log_missing_epoch(self) -> None:
+    def _log_missing_epoch(self) -> bool:
         """Evaluates the untrained model, as epoch 0; or the epoch that was saved before a kill, and not evaluated."""
         epoch, inside = divmod(self.state.step, self.plan.steps_per_epoch)
-        if inside == 0 and self.world.from_main(self.log.last_epoch) != epoch:
-            self.log_epoch()
+        missing = inside == 0 and self.world.from_main(self.log.last_epoch) != epoch
+        return self.log_epoch() if missing else True
 
-    def train_epoch(self) -> bool:
-        """The rest of the epoch that `state.step` is in, or until the run shall stop; whether it shall."""
+    def train_epoch(self) -> None:
+        """The rest of the epoch that `state.step` is in, or until the run shall stop."""
         epoch, done = divmod(self.state.step, self.plan.steps_per_epoch)
         if done == 0:
             for meter in self.state.meters.values():
@@ -127,14 +124,13 @@ class Trainer:
             self.throughput.step(self.plan.batch_size * self.plan.views)
             if self.state.step % self.settings.log_period == 0:
                 self.log_step(loss, grad_norm)
-            if self._should_stop():
-                return True
+            if self._stops_here() or self.vote.decided():
+                return
             steps = self.settings.checkpoint_steps
             if steps and self.state.step % steps == 0 and self.state.step % self.plan.steps_per_epoch:
                 with self.throughput.paused():
                     self.check()
                     self.save()
-        return False
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss over the whole global batch and the gradient norm before clipping."""
@@ -143,7 +139,9 @@ class Trainer:
         follow(optimizer, partial(self.plan.lr, step))
         parts = [self.task.prepare(part) for part in batch.to(self.world.device).split(self.plan.accum_steps)]
         weights = torch.stack([self.task.weight(part) for part in parts])
-        shares = weights / self.world.all_sum(weights.sum())
+        total, votes = self.world.all_sum(self.vote.with_vote(weights.sum())).unbind()
+        self.vote.count(votes)
+        shares = weights / total
         losses, statistics = [], self.statistics.read()
         for i, (part, share) in enumerate(zip(parts, shares)):
             with self.strategy.accumulate(self.model, last=i == len(parts) - 1):
@@ -204,32 +202,40 @@ class Trainer:
         }
         self.log.step(step, counters, values)
 
-    def end_epoch(self, stop: bool) -> None:
-        """Saves where that is due, then evaluates: what a kill in between leaves out, the next start makes up for."""
+    def end_epoch(self) -> bool:
+        """Saves where that is due, then evaluates: what a kill in between leaves out, the next start makes up for.
+
+        False where the run was told to stop during evaluation.
+        """
         epoch = self.state.step // self.plan.steps_per_epoch
-        required = stop or epoch == self.plan.epochs
-        due = required or epoch % self.settings.checkpoint_period == 0
+        last = epoch == self.plan.epochs
+        due = last or epoch % self.settings.checkpoint_period == 0
         with self.throughput.paused():
             self.check()
             if due:
-                self.save(required)
-            self.log_epoch()
-            if due and not required:  # the end of the run writes it, too
+                self.save(required=last)
+            whole = self.log_epoch()
+            if due and not last:  # the end of the run writes it, too
                 self.log.report()
+        return whole
 
-    def log_epoch(self) -> None:
-        """Evaluates, and logs the epoch that has just ended (0: before training)."""
+    def log_epoch(self) -> bool:
+        """Evaluates, and logs the epoch that has just ended (0: before training); False where it was interrupted."""
         epoch = self.state.step // self.plan.steps_per_epoch
         last = epoch == self.plan.epochs
         start = time.time()
         values = self._epoch_means()
         model = self.evaluated()
-        values |= self.task.evaluate(model, epoch, last)
+        try:
+            values |= self.task.evaluate(model, epoch, last)
+        except stop.Interrupted:
+            return False
         for name, image, caption in self.task.pictures(model, epoch, last):
             self.log.picture(name, image, caption, epoch, self.state.step)
         self._log_bad_files([file for loader in self.task.eval_loaders() for file in loader.bad.values()])
         if values:
             self.log.epoch(epoch, self.state.step, {**values, "evaluation_s": time.time() - start})
+        return True
 
     def evaluated(self) -> torch.nn.Module:
         """The model that evaluation looks at: the average where there is one, in evaluation mode."""
@@ -239,15 +245,18 @@ class Trainer:
     def save(self, required: bool = False) -> None:
         """Writes a checkpoint; a full disk costs this checkpoint only, unless it is `required`."""
         content = whole_state(self.state, self.plan, self.cfg)
+        saved = False
         if self.world.is_main:
             try:
                 path = save_checkpoint(self.folder, content, self.plan, self.cfg.TRAIN.CHECKPOINT_KEEP)
                 logger.info("saved %s", path)
+                saved = True
             except UserError as error:
                 if required:
                     raise
                 self.log.warn(f"{error} Training goes on; the next checkpoint is tried as planned.")
-        self.world.barrier()
+        if self.world.from_main(saved):
+            self._saved_step = self.state.step
 
     def _epoch_means(self) -> dict[str, float]:
         meters = self.state.meters
@@ -281,14 +290,5 @@ class Trainer:
         self.log.bad_files(list(met.values()), self.state.step // self.plan.steps_per_epoch)
         return list(met.values())
 
-    def _should_stop(self) -> bool:
-        if self.settings.stop_step and self.state.step >= self.settings.stop_step:
-            return True
-        if self.world.size == 1:
-            return self.stop_requested
-        if self.state.step % self.settings.log_period:
-            return False
-        return bool(self.world.all_sum(torch.tensor(float(self.stop_requested), device=self.world.device)))
-
-    def _request_stop(self, signum: int, frame: object) -> None:
-        self.stop_requested = True  # and no more: a signal may come while the log is being written
+    def _stops_here(self) -> bool:
+        return 0 < self.settings.stop_step <= self.state.step

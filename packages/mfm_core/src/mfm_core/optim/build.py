@@ -57,11 +57,15 @@ Make = Callable[[list[dict]], torch.optim.Optimizer]
 def build_optimizer(
     model: nn.Module, cfg: CfgNode, share: Callable[[list[dict], Make], torch.optim.Optimizer] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer over the model's groups, or what `share` (`Strategy.optimizer`) makes of these.
+    """The optimizer over the model's groups, or what `share` (`Strategy.optimizer`) makes of these."""
+    groups = groups_from_cfg(model, cfg)
+    make = partial(OPTIMIZERS.get(cfg.SOLVER.OPTIMIZING_METHOD), cfg=cfg)
+    return share(groups, make) if share else make(groups)
 
-    The model offers `layer_of`, `num_layers`, `lr_scale` and `no_weight_decay`.
-    """
-    groups = parameter_groups(
+
+def groups_from_cfg(model: nn.Module, cfg: CfgNode) -> list[dict]:
+    """The model's parameter groups. It offers `layer_of`, `num_layers`, `lr_scale` and `no_weight_decay`."""
+    return parameter_groups(
         model,
         cfg.SOLVER.WEIGHT_DECAY,
         no_decay_names=_spared(model, cfg.MVIT.ZERO_DECAY_POS_CLS, cfg.SOLVER.NO_DECAY),
@@ -71,8 +75,6 @@ def build_optimizer(
         num_layers=model.num_layers,
         lr_scale=model.lr_scale,
     )
-    make = partial(OPTIMIZERS.get(cfg.SOLVER.OPTIMIZING_METHOD), cfg=cfg)
-    return share(groups, make) if share else make(groups)
 
 
 def _spared(model: nn.Module, cls_and_positions: bool, tables: Collection[str]) -> set[str]:

@@ -16,6 +16,7 @@ import torch
 import torch.multiprocessing as mp
 
 from mfm_core.errors import UserError
+from mfm_core.parallel.signals import EXIT_AGAIN, SIGNALS
 
 
 def local_processes(num_gpus: int, device_choice: str) -> int:
@@ -62,7 +63,8 @@ def launch(
 
     # torch would follow the one line that says what is wrong with "Terminating process"
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    previous = signal.signal(signal.SIGTERM, forward)  # each process saves its run; this one waits for them
+    # each process saves its run; this one waits for them
+    previous = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         while not context.join():
             pass
@@ -72,14 +74,15 @@ def launch(
             process.kill()
         return 130
     except mp.ProcessExitedException as error:
-        if error.exit_code in (1, 2):
+        if error.exit_code in (1, 2, EXIT_AGAIN):
             return error.exit_code
         raise UserError(
             f"Process {error.error_index} of {processes} died ({error.msg}); the others were stopped. "
             "Continue with the same command."
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -121,5 +124,7 @@ def _worker(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     code = function(*args)
+    if code == EXIT_AGAIN:  # of all processes; the first to leave makes torch end the others, which do so already
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if code:
         sys.exit(code)

@@ -18,13 +18,17 @@ for _strategy in (Single, DDP, ShardedDDP, FSDP2):
 
 
 def build_strategy(dist: CfgNode, world: World, precision: str) -> Strategy:
-    """The strategy of the DIST section; auto is single for one process, and sharded_ddp for several.
+    """The strategy of the DIST section.
 
     Raises UserError where it does not fit the number of processes.
     """
-    name = dist.STRATEGY
-    if name == "auto":
-        name = "sharded_ddp" if world.size > 1 else "single"
+    name = strategy_name(dist, world.size)
     if name != "single" and world.size == 1:
         raise UserError(f"DIST.STRATEGY {name} shares a model among processes, and there is one; take auto.")
     return STRATEGIES.get(name).from_cfg(dist, world, precision)
+
+
+def strategy_name(dist: CfgNode, processes: int) -> str:
+    """What DIST.STRATEGY says; auto is single for one process, and sharded_ddp for several."""
+    auto = "sharded_ddp" if processes > 1 else "single"
+    return auto if dist.STRATEGY == "auto" else dist.STRATEGY

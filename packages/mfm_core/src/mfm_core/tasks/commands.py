@@ -47,7 +47,8 @@ def dry_run(cfg: CfgNode, modality: Modality) -> list[str]:
         model = modality.build_model(cfg)
     modality.check_transforms(cfg)  # what is wrong with their keys shall be said here, too
     precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, choose_device(cfg.DEVICE))
-    description = describe_run(model, modality.example_input(cfg, model.backbone.grid), plan, precision)
+    example = modality.example_input(cfg, model.backbone.grid)
+    description = describe_run(model, example, cfg, plan, precision, "cpu" if cfg.DEVICE == "cpu" else "cuda")
     return [f"task: {plan.task}; {note}", *description.lines(), *(f"warning: {w}" for w in warnings)]
 
 

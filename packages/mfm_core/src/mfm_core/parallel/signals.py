@@ -1,0 +1,42 @@
+"""Signals that ask a run to save and leave, and the exit code that says that it has.
+
+SIGTERM is what a pre-empted job gets, SIGUSR1 or SIGUSR2 what `sbatch --signal` sends before the time limit. The
+handler sets a flag and no more, for it may run in the middle of a step, or of a line of the log.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+EXIT_AGAIN = 75
+"""A run's exit code where a signal stopped it before its end and it has saved: start it again with the same command
+(EX_TEMPFAIL of sysexits.h)."""
+
+_asked = False
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Inside, `SIGNALS` set a flag instead of ending the process."""
+    global _asked
+    _asked = False
+    previous = {number: signal.signal(number, _ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _asked = False
+
+
+def _ask(signum: int, frame: object) -> None:
+    global _asked
+    _asked = True
+
+
+def asked() -> bool:
+    """Whether this process has been told to stop."""
+    return _asked

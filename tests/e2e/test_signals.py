@@ -1,0 +1,87 @@
+"""A run that is told to stop saves and leaves within two steps, also out of an evaluation, and ends the same later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from paths import CONFIGS, REPOSITORY
+from tiny_runs import QUIET, TINY, assert_same, last_state, log_of, tiny_config
+
+from mfm_core.engine import evaluate
+from mfm_core.parallel.signals import EXIT_AGAIN
+from mfm_image.entry import main
+
+EVALUATES = [*QUIET, "TRAIN.EVAL_PERIOD", 1, "TRAIN.CHECKPOINT_PERIOD", 2, "TEST.BATCH_SIZE", 2]
+
+
+@pytest.fixture(scope="module")
+def whole(photo_folder, tmp_path_factory):
+    """The folder of an undisturbed run of two epochs, each of which is evaluated in three batches."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(tiny_config("finetune", photo_folder, folder, *EVALUATES)) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("epoch", "number"), [(1, signal.SIGUSR1), (2, signal.SIGUSR2)])
+def test_a_signal_in_evaluation(epoch, number, whole, photo_folder, tmp_path, monkeypatch):
+    """After an epoch that is not saved for itself, and after the last: the rest of the evaluation is left out."""
+    batches, sums = [], evaluate._sums
+
+    def told_in_the_first_batch(*arguments):
+        batches.append(1)
+        if len(batches) == 3 * (epoch - 1) + 1:
+            os.kill(os.getpid(), number)
+        return sums(*arguments)
+
+    monkeypatch.setattr(evaluate, "_sums", told_in_the_first_batch)
+    cfg = tiny_config("finetune", photo_folder, tmp_path, *EVALUATES)
+    assert main(cfg) == EXIT_AGAIN
+    assert len(batches) == 3 * (epoch - 1) + 1
+    assert last_state(tmp_path)["step"] == 3 * epoch
+    assert len(log_of(tmp_path, "epoch")) == epoch - 1
+    assert signal.getsignal(number) == signal.SIG_DFL
+    assert main(cfg) == 0
+    assert_same(last_state(whole), last_state(tmp_path))
+    for one, other in zip(log_of(whole, "epoch"), log_of(tmp_path, "epoch"), strict=True):
+        assert all(one[key] == other[key] for key in ("epoch", "step", "train_loss", "top1", "val_loss"))
+
+
+def test_two_processes_of_which_one_is_told(photo_folder, tmp_path):
+    """Far from a logging step, both leave after the same step."""
+    log = tmp_path / "steps"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [REPOSITORY / "tests" / "paused_run.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY, *QUIET]
+    command += ["MASK.PRETRAIN_DEPTH", "[1]", "TRAIN.BATCH_SIZE", "4", "LOG_PERIOD", "1000"]
+    command += ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path / "run"]
+    settings = {"PAUSED_LOG": str(log), "PAUSED_STARTS": "1", "PAUSED_RANK": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    run = subprocess.Popen(
+        [str(word) for word in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        os.kill(_paused_process(Path(f"{log}.paused"), run), signal.SIGUSR1)
+        out, _ = run.communicate(timeout=300)
+    finally:
+        run.kill()
+    assert "stopped and saved" in out, out
+    assert [line["status"] for line in log_of(tmp_path / "run", "end")] == ["stopped"]
+    assert last_state(tmp_path / "run")["step"] == 4, "told in the third step; said in it, heard in the next"
+    assert f"exitcode  : {EXIT_AGAIN}" in out, out
+
+
+def _paused_process(file: Path, run: subprocess.Popen) -> int:
+    """The number of the process that says in `file` that it waits."""
+    deadline = time.monotonic() + 300
+    while not file.exists() or not file.read_text().endswith("\n"):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate(timeout=5)
+        time.sleep(0.1)
+    return int(file.read_text().split()[1])
