@@ -55,6 +55,7 @@ class Case:
 
     kind: see `config_of`. parts: micro-batches of each process in a step. batch: inputs in a step, whether or not they
     can be divided. twist: a function of `TWISTS`. stop: the step after which the run is built anew and continues.
+    factor: the gradients of one process are computed so many times too large, as those of each of several are.
     """
 
     name: str
@@ -68,10 +69,7 @@ class Case:
     steps: int = 20
     twist: str = ""
     stop: int = 0
-
-    def alone(self, parts: int = 1) -> Case:
-        """The same in one process."""
-        return replace(self, name=f"{self.name} alone in {parts}", strategy="single", parts=parts, stop=0)
+    factor: int = 1
 
 
 def config_of(case: Case, folder: Path):
@@ -200,7 +198,23 @@ def trainer_of(case: Case, world: World, folder: Path) -> Trainer:
     # where gradients are shared out, only one process can see it
     if case.twist == "one infinity" and (world.rank == world.size - 1 or case.strategy == "ddp"):
         overflow_once(trainer)
+    if case.factor > 1:
+        enlarge_gradients(trainer, case.factor)
     return trainer
+
+
+def enlarge_gradients(trainer: Trainer, factor: int) -> None:
+    """Bf16 rounds three times a gradient otherwise than the gradient."""
+    scaler = trainer.state.scaler
+    scale, unscale = scaler.scale, scaler.unscale_
+
+    def divide(optimizer) -> None:
+        unscale(optimizer)
+        for parameter in trainer.state.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(factor)
+
+    scaler.scale, scaler.unscale_ = lambda loss: scale(loss * factor), divide
 
 
 def overflow_once(trainer: Trainer) -> None:
