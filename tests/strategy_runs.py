@@ -182,6 +182,7 @@ TWISTS: dict[str, Callable[[MemoryTask], None]] = {
     "idle in parts": idle_in_parts,
     "idle in the last": idle_in_the_last,
     "faults": lambda task: None,
+    "one infinity": lambda task: None,
     "no buckets": lambda task: None,
 }
 
@@ -195,8 +196,24 @@ def trainer_of(case: Case, world: World, folder: Path) -> Trainer:
     plan = replace(plan_run(cfg, task.files, world.size), accum_steps=case.parts)
     trainer = build_trainer(cfg, task, plan, world, folder, case.precision, [])
     trainer.model.train()
-    trainer.state.scaler._init_scale = 2.0**26  # so that fp16 overflows at first, in some tensors only
+    trainer.state.scaler._init_scale = 2.0**26  # so that fp16 overflows at first
+    # where gradients are shared out, only one process can see it
+    if case.twist == "one infinity" and (world.rank == world.size - 1 or case.strategy == "ddp"):
+        overflow_once(trainer)
     return trainer
+
+
+def overflow_once(trainer: Trainer) -> None:
+    """At step 9 one gradient of this process's share is infinite, before anyone has looked at it."""
+    scaler = trainer.state.scaler
+    unscale = scaler.unscale_
+
+    def spoilt(optimizer) -> None:
+        if trainer.state.step == 9:
+            next(p for group in optimizer.param_groups for p in group["params"] if p.numel()).grad.fill_(float("inf"))
+        unscale(optimizer)
+
+    scaler.unscale_ = spoilt
 
 
 def steps_of(trainer: Trainer, until: int) -> list[torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from tiny_runs import QUIET, assert_same, last_state, log_of, tiny_clip_config, tiny_config
 
 from mfm_core.parallel.launch import launch
@@ -39,8 +38,11 @@ def same_log(one, other) -> None:
 def test_a_run_looks_like_that_of_one_process(strategy, alone, photo_folder, tmp_path):
     overrides = [*UNEVEN, "DIST.STRATEGY", strategy, "NUM_GPUS", "2", "TRAIN.ACCUM_STEPS", "2"]
     assert launch(main, (tiny_config("pretrain", photo_folder, tmp_path, *overrides),), processes=2) == 0
-    assert_same(last_state(alone), last_state(tmp_path), atol=1e-5)
+    state = last_state(tmp_path)
+    assert_same(last_state(alone), state, atol=1e-5)
     same_log(tmp_path, alone)
+    for tensor in state["model_state"].values():  # under fairscale parameters lie in one buffer, which stays behind
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_a_run_goes_from_hand_to_hand(alone, photo_folder, tmp_path):
@@ -55,13 +57,12 @@ def test_a_run_goes_from_hand_to_hand(alone, photo_folder, tmp_path):
     same_log(tmp_path, alone)
 
 
-@pytest.mark.parametrize("strategy", SHARDED)
-def test_fine_tuning_starts_from_weights(strategy, alone, photo_folder, tmp_path):
+def test_fine_tuning_starts_from_weights(alone, photo_folder, tmp_path):
     """`init_from` sees whole tensors; the moving average starts from the same."""
     path = alone / "checkpoints" / "checkpoint_epoch_00002.pyth"
     overrides = [*TWELVE, "SOLVER.MAX_EPOCH", "1", "TRAIN.CHECKPOINT_FILE_PATH", path]
     assert main(tiny_config("finetune", photo_folder, tmp_path / "one", *overrides)) == 0
-    shared = [*overrides, "DIST.STRATEGY", strategy, "NUM_GPUS", "2"]
+    shared = [*overrides, "DIST.STRATEGY", "fsdp2", "NUM_GPUS", "2"]
     assert launch(main, (tiny_config("finetune", photo_folder, tmp_path / "two", *shared),), processes=2) == 0
     assert_same(last_state(tmp_path / "one"), last_state(tmp_path / "two"), atol=1e-5)
     for one, two in zip(log_of(tmp_path / "one", "epoch"), log_of(tmp_path / "two", "epoch"), strict=True):
@@ -85,14 +86,5 @@ def test_clips(clip_folder, tmp_path):
 def test_what_cannot_be(photo_folder, tmp_path, error_of):
     error = error_of(tiny_config("pretrain", photo_folder, tmp_path, "DIST.STRATEGY", "fsdp2"))
     assert "DIST.STRATEGY fsdp2" in error and "auto" in error
-    cfg = tiny_config("pretrain", photo_folder, tmp_path, "DIST.STRATEGY", "single", "NUM_GPUS", "2")
-    assert launch(main, (cfg,), processes=2) == 2
-
-
-def test_files_hold_no_more_than_the_model(alone, photo_folder, tmp_path):
-    """Under fairscale parameters lie in one buffer, which must not come along with each of them."""
-    cfg = tiny_config("pretrain", photo_folder, tmp_path, *UNEVEN, "NUM_GPUS", "2", "SOLVER.MAX_EPOCH", "1")
-    assert launch(main, (cfg,), processes=2) == 0
-    (path,) = (tmp_path / "checkpoints").glob("*.pyth")
-    for tensor in torch.load(path, weights_only=True)["model_state"].values():
-        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    error = error_of(tiny_config("pretrain", photo_folder, tmp_path, "DIST.STRATEGY", "single", "NUM_SHARDS", "2"))
+    assert "DIST.STRATEGY single" in error and "NUM_SHARDS" in error

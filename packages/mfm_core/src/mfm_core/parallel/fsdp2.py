@@ -80,12 +80,12 @@ class FSDP2(Sharded):
         for tensor in chain(model.parameters(), model.buffers()):
             dist.broadcast(tensor.data, src=0)
         self._plain[id(model)] = _without_content(model)
-        units = list(blocks(model))
-        exact = [norm for unit in units for norm in norms(unit)]
-        if exact and self.param_dtype is not None:
-            self._fully_shard(exact, None, reshard_after_forward=False)  # so small that all make one transfer
-        for unit in units:
-            self._fully_shard(unit, self.param_dtype, self.reshard_after_forward)
+        for chain_of_blocks in chains(model):
+            exact = [norm for block in chain_of_blocks for norm in norms(block)]
+            if exact and self.param_dtype is not None:
+                self._fully_shard(exact, None, reshard_after_forward=False)  # so small that all make one transfer
+            for block in chain_of_blocks:
+                self._fully_shard(block, self.param_dtype, self.reshard_after_forward)
         # The backward pass comes back to this first of all; torch would not see it come, for it looks for tensors in
         # what a forward pass returns, and ours returns a PretrainOutput.
         self._fully_shard(model, None, reshard_after_forward=False)
@@ -208,17 +208,16 @@ class FSDP2(Sharded):
         return tensor.to(self.world.device).full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What is put together at a time: modules of several parts that stand in lists and chains, outermost first."""
+def chains(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """The blocks that are each put together at a time: modules of several parts that stand in a list or sequence.
+
+    One list for each of these; blocks in blocks belong to the outer one.
+    """
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
-            for block in child:
-                if isinstance(block, nn.ModuleList):
-                    yield from blocks(block)
-                elif any(part is not block for part in block.modules()) and any(True for _ in block.parameters()):
-                    yield block
+            yield [block for block in child if list(block.children()) and list(block.parameters())]
         else:
-            yield from blocks(child)
+            yield from chains(child)
 
 
 def norms(block: nn.Module) -> Iterator[nn.Module]:

@@ -60,9 +60,9 @@ class ShardedDDP(Sharded):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model under ShardedDataParallel. Running statistics are the training loop's to keep equal."""
-        for group in self._oss.param_groups:
-            for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(lambda p: self._used.add(id(p)))
+        used = self._used  # and not self: parameters would hold the strategy, which holds them, beyond the run's end
+        for parameter in chain(*(g["params"] for g in self._oss.param_groups)):
+            parameter.register_post_accumulate_grad_hook(lambda p: used.add(id(p)))
         return ShardedDataParallel(
             model, self._oss, broadcast_buffers=False, reduce_buffer_size=BUCKET, auto_refresh_trainable=False
         )
@@ -72,21 +72,32 @@ class ShardedDDP(Sharded):
         """No exchange before the last micro-batch. Raises UserError where parameters take part unevenly."""
         self._earlier |= self._used
         self._used.clear()
-        with nullcontext() if last else model.no_sync():
+        with nullcontext() if last and self._agreed else model.no_sync():
             yield
         if last:
-            self._check_use()
+            self._refuse(not self._earlier <= self._used)
+            if not self._agreed:
+                self._first_exchange(model)
             for parameter in chain(*(g["params"] for g in self._oss.optim.param_groups)):
                 if id(parameter) not in self._used and parameter.grad is not None:
                     self._aside.append((parameter, parameter.grad))
                     parameter.grad = None
 
-    def _check_use(self) -> None:
+    def _first_exchange(self, model: ShardedDataParallel) -> None:
+        """After the backward pass of the first step, when it is known whether all processes have the same to exchange.
+
+        Where they have not, fairscale would mix up gradients or wait for ever.
+        """
         used = sorted(self._number[i] for i in self._used)
-        uneven = not self._earlier <= self._used
-        if not self._agreed:  # where they differ in the first step they mostly do so in all
-            uneven |= any(others != used for others in self.world.gather(used))
-            self._agreed = True
+        self._refuse(any(others != used for others in self.world.gather(used)))
+        for parameter in chain(*(g["params"] for g in self._oss.param_groups)):
+            if parameter.grad is None:  # in no bucket and not used; fairscale now wants one of each
+                parameter.grad = torch.zeros_like(parameter)
+        model.reduce()
+        self._agreed = True
+
+    @staticmethod
+    def _refuse(uneven: bool) -> None:
         if uneven:
             raise UserError(
                 "A parameter took part in a step on some processes or in some micro-batches only, which DIST.STRATEGY "

@@ -29,8 +29,7 @@ class Strategy:
     `accumulate` around every micro-batch, `clip`, `step`, `zero_grad`. All processes call all methods alike.
 
     The optimizer is a plain one over this process's share of the parameters, be it all of them, some, or a piece of
-    each: whoever reads its parameters' gradients sees each number of the model's on one process at least, and where
-    it `is_shared` on exactly one.
+    each.
 
     States are whole: those of the model and optimizer of a single process, whatever the strategy, so that a checkpoint
     moves between strategies and numbers of processes. (Saving each process's share by itself would stand beside
@@ -39,8 +38,6 @@ class Strategy:
 
     name: str
     """As DIST.STRATEGY has it."""
-    is_shared = False
-    """Whether the optimizer steps another share of the parameters on each process."""
 
     def __init__(self, world: World) -> None:
         self.world = world
