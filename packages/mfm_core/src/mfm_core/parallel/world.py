@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfm_core.errors import UserError
+from mfm_core.parallel.attempt import store_of_this_start
 
 _CONNECTION = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Timed out waiting|[Ss]ocket", re.I)
 """How torch's backends speak of a connection to another process; only some of their errors have a type."""
@@ -108,11 +109,14 @@ def join_world(device_choice: str, timeout_s: float) -> World:
         return World(device=device)
     if device.type == "cpu" and _one_machine():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    rank = int(os.environ.get("RANK", "0"))
     try:
+        store = store_of_this_start(rank, size, timeout_s)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_s),
             device_id=device if device.type == "cuda" else None,
+            **({} if store is None else {"store": store, "rank": rank, "world_size": size}),
         )
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
