@@ -14,7 +14,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from mfm_core.checkpoint.io import load_file_state, save_atomic
-from mfm_core.checkpoint.resume import FORMAT
+from mfm_core.checkpoint.state import FORMAT
 from mfm_core.checkpoint.timm_export import TimmModel, ViTFacts, to_timm
 from mfm_core.errors import UserError
 from mfm_core.nn.presets import SIZES
