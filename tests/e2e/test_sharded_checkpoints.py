@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import CONFIGS
 from strategy_runs import Case, in_world, steps_of, trainer_of
-from tiny_runs import QUIET, assert_same, last_state, tiny_config
+from tiny_runs import QUIET, TINY, assert_same, last_state, tiny_config
 
 from mfm_core.checkpoint.io import load_file_state
 from mfm_core.checkpoint.resume import read_state, restore
@@ -101,3 +106,43 @@ def test_any_strategy_reads_what_any_wrote(size, saved, tmp_path):
         assert loaded[case.name]["step"] == 2
         assert_same(loaded[case.name], expected)
         assert len(loaded[case.name]["optimizer_state"]["state"]) == len(expected["optimizer_state"]["state"]) > 0
+
+
+def folders(output: Path) -> list[str]:
+    return sorted(path.name for path in (output / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["again", "new"])
+@pytest.mark.parametrize("moment", ["writing", "facts", "named", "done"])
+def test_killed_while_saving(moment, again, photo_folder, tmp_path):
+    """By SIGKILL, saving a step that is saved already, or the next: no moment costs what was there."""
+    if moment == "named" and not again:
+        pytest.skip("nothing has to make way for a new checkpoint")
+    steps = ["TRAIN.CHECKPOINT_STEPS", "2", *SHARDED]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *steps)) == 0
+    run, stop = tmp_path / "run", ["TRAIN.STOP_STEP", "3"]
+    assert main(tiny_config("pretrain", photo_folder, run, *steps, *stop)) == 0
+    assert folders(run) == ["checkpoint_epoch_00001", "checkpoint_step_00000002"]
+    command = [sys.executable, "killed_save.py", moment, "1", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY]
+    command += ["MASK.PRETRAIN_DEPTH", "[1]", "DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", run, *steps]
+    done = subprocess.run(
+        [str(word) for word in (*command, *(stop if again else []))],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    left = {name for name in folders(run) if not name.startswith(".")}
+    expected = {"checkpoint_step_00000002", "checkpoint_epoch_00001"}
+    if moment == "named":
+        expected = {"checkpoint_step_00000002", "checkpoint_epoch_00001.replaced"}
+    elif moment == "done":
+        expected |= {"checkpoint_epoch_00001.replaced" if again else "checkpoint_step_00000004"}
+    assert left == expected
+    for name in left:
+        assert load_file_state(str(run / "checkpoints" / name))["step"] in (2, 3, 4)
+    assert main(tiny_config("pretrain", photo_folder, run, *steps, "TRAIN.CHECKPOINT_KEEP", "2")) == 0
+    assert_same(newest(run), newest(tmp_path / "whole"))
+    assert folders(run) == ["checkpoint_epoch_00002", "checkpoint_step_00000004"]
