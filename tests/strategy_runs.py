@@ -16,7 +16,8 @@ from paths import CONFIGS
 from tiny_runs import TINY, tiny_clip_config, tiny_config
 
 from mfm_core.checkpoint.io import save_atomic
-from mfm_core.checkpoint.resume import restore, whole_state
+from mfm_core.checkpoint.resume import restore
+from mfm_core.checkpoint.state import whole_state
 from mfm_core.config import load_config, plan_run
 from mfm_core.engine.run import build_trainer
 from mfm_core.engine.trainer import Trainer
@@ -239,7 +240,7 @@ def steps_of(trainer: Trainer, until: int) -> list[torch.Tensor]:
 
 def whole(trainer: Trainer, norms: list[torch.Tensor]) -> dict[str, Any]:
     """All that a checkpoint would hold, the gradient norms, and the loss scale of every process."""
-    state = whole_state(trainer.state, trainer.plan, trainer.cfg)
+    state = whole_state(trainer.state, trainer.plan, trainer.saver.cfg)
     scales = trainer.world.gather(trainer.state.scaler.get_scale())
     metrics = {name: float(value) for name, value in trainer.task.metrics().items()}
     return {**state, "norms": torch.stack(norms), "scales": scales, "metrics": metrics}
@@ -267,7 +268,7 @@ def resumed(case: Case, world: World, folder: Path, path: Path) -> Trainer:
     """A new trainer that continues from the file."""
     trainer = trainer_of(case, world, folder)
     content = torch.load(path, weights_only=True)
-    restore(content, trainer.state, trainer.plan, trainer.cfg.RNG_SEED, path)
+    restore(content, trainer.state, trainer.plan, trainer.saver.cfg.RNG_SEED, path)
     return trainer
 
 

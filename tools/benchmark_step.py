@@ -20,7 +20,7 @@ from benchmark_timing import Row, median_times, pictures, product, threads_of
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from mfm_core.checkpoint.resume import TrainState
+from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import load_config, plan_run
 from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES
 from mfm_core.engine.dry_run import forward_macs
@@ -242,8 +242,7 @@ def step_under(
         world=strategy.world,
         guard=guard,
         log=None,
-        folder=None,
-        cfg=cfg,
+        saver=None,
     )
     return lambda: trainer.train_step(batch)
 

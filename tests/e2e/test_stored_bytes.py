@@ -70,9 +70,9 @@ def held_bytes(case: Case, world: World, folder: Path) -> dict[str, Any]:
 
 
 def _promised(case: Case, trainer: Trainer, world: World):
-    model = (build_videos if case.kind == "mvit" else build_images)(trainer.cfg)
-    sizes = Sizes.of(model, groups_from_cfg(model, trainer.cfg))
-    return STORED[case.strategy](sizes, world.size, options_from_cfg(trainer.cfg, case.precision))
+    model = (build_videos if case.kind == "mvit" else build_images)(trainer.saver.cfg)
+    sizes = Sizes.of(model, groups_from_cfg(model, trainer.saver.cfg))
+    return STORED[case.strategy](sizes, world.size, options_from_cfg(trainer.saver.cfg, case.precision))
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

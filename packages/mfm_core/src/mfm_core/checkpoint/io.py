@@ -9,6 +9,7 @@ import re
 import warnings
 import zipfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
+from mfm_core.checkpoint.folder import is_folder, whole_content
 from mfm_core.checkpoint.stand_ins import known_objects
 from mfm_core.errors import UserError
 from mfm_core.paths import local_path
@@ -42,7 +44,7 @@ def save_atomic(state: Any, path: Path, remedy: str = "free the disk or change O
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _force_folder(path.parent)
+        force_folder(path.parent)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -50,7 +52,7 @@ def save_atomic(state: Any, path: Path, remedy: str = "free the disk or change O
 
 
 def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
-    """What a .pth, .pyth, .pt or .safetensors file holds, on the CPU; never runs code from it.
+    """What a .pth, .pyth, .pt or .safetensors file, or a folder of ours, holds, on the CPU; never runs code from it.
 
     Arguments and meters that released files carry are left out (`stand_ins`), other objects refuse the file.
 
@@ -58,9 +60,11 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
     UserError for a missing or corrupt file.
     """
     local = local_path(path, key)
-    if not Path(local).is_file():
+    if not Path(local).is_file() and not is_folder(local):
         raise UserError(f"{key}: there is no checkpoint {path}.")
     try:
+        if is_folder(local):
+            return whole_content(Path(local), partial(load_file_state, key=key))
         if local.endswith(".safetensors"):
             return load_file(local)
         _refuse_damage(local)
@@ -74,13 +78,13 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
             f"{key}: {path} is not a readable checkpoint, or holds objects other than tensors and plain values{which}, "
             "which are not loaded because they can run code."
         ) from None
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise UserError(f"{key}: the checkpoint {path} is corrupt or truncated ({_line(error)}).") from None
 
 
-def _force_folder(folder: Path) -> None:
+def force_folder(folder: Path) -> None:
     """Forces the names in `folder` to disk: until then a power cut could take a new name back."""
     handle = os.open(folder, os.O_RDONLY)
     try:

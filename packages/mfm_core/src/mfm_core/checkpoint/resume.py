@@ -10,95 +10,64 @@ import logging
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from fvcore.common.config import CfgNode
-from torch import nn
 
+from mfm_core.checkpoint.folder import FACTS, REPLACED, damaged, is_folder, remove_folder
 from mfm_core.checkpoint.io import load_file_state, save_atomic
+from mfm_core.checkpoint.sharded import load_parts
+from mfm_core.checkpoint.state import FORMAT, TrainState, identity
 from mfm_core.config.plan import RunPlan
 from mfm_core.errors import UserError
-from mfm_core.parallel.strategy import Strategy
+from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
-FORMAT = "mfm-1"
 _AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
 _WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
-_NAME = re.compile(r"checkpoint_(epoch|step)_(\d+)\.pyth")
+_NAME = re.compile(rf"checkpoint_(epoch|step)_(\d+)(\.pyth|{re.escape(REPLACED)}|)")
 
 
-@dataclass
-class TrainState:
-    """Everything that a training step changes."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: nn.Module | None
-    guard: Any
-    """Offers `state_dict` and `load_state_dict`."""
-    strategy: Strategy
-    """How model, average and optimizer lie on the processes."""
-    step: int = 0
-    meters: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Sums of the running epoch, for its log line; scalars on the training device."""
-
-
-def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
-    """What must be equal for a checkpoint to belong to the same run; the number of processes may differ."""
-    return {
-        "task": plan.task,
-        "training files": plan.files,
-        "TRAIN.BATCH_SIZE over all machines": plan.batch_size,
-        "SOLVER.MAX_EPOCH": plan.epochs,
-        "RNG_SEED": seed,
-    }
-
-
-def whole_state(state: TrainState, plan: RunPlan, cfg: CfgNode) -> dict[str, Any]:
-    """What a checkpoint holds, put together from all processes on the main one. All call."""
-    strategy = state.strategy
-    return {
-        "format": FORMAT,
-        "epoch": state.step // plan.steps_per_epoch,
-        "step": state.step,
-        "machines": plan.machines,
-        "identity": identity(plan, cfg.RNG_SEED),
-        "model_state": strategy.model_state(state.model),
-        "optimizer_state": strategy.optimizer_state(state.optimizer),
-        "scaler_state": state.scaler.state_dict(),
-        "ema_state": strategy.model_state(state.average) if state.average is not None else None,
-        "guard_state": state.guard.state_dict(),
-        "meters": state.meters,
-        "cfg": cfg.dump(),
-    }
+def checkpoint_name(step: int, plan: RunPlan) -> str:
+    """checkpoint_epoch_EEEEE after an epoch, else checkpoint_step_SSSSSSSS; a file's has .pyth behind it."""
+    epoch, inside = divmod(step, plan.steps_per_epoch)
+    return f"checkpoint_step_{step:08d}" if inside else f"checkpoint_epoch_{epoch:05d}"
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any], plan: RunPlan, keep: int) -> Path:
-    """Writes checkpoint_epoch_EEEEE.pyth after an epoch, else checkpoint_step_SSSSSSSS.pyth; prunes old ones.
+    """Writes the file that `checkpoint_name` says; prunes old ones.
 
     content: what `whole_state` returned on the main process. keep: how many of the newest stay, 0 for all.
     """
-    _remove(folder.glob(".checkpoint_*.tmp"))  # of a save that was killed
-    step = content["step"]
-    epoch, inside = divmod(step, plan.steps_per_epoch)
-    path = folder / (f"checkpoint_step_{step:08d}.pyth" if inside else f"checkpoint_epoch_{epoch:05d}.pyth")
+    remove_torn(folder)
+    path = folder / f"{checkpoint_name(content['step'], plan)}.pyth"
     save_atomic(content, path)
+    prune(folder, path, plan, keep)
+    return path
+
+
+def remove_torn(folder: Path) -> None:
+    """Removes what is left of saves that were killed."""
+    _remove(folder.glob(".checkpoint_*.tmp"))
+
+
+def prune(folder: Path, newest: Path, plan: RunPlan, keep: int) -> None:
+    """Removes all but `keep` checkpoints up to the `newest`; 0 keeps all."""
     if keep > 0:
         paths = list_checkpoints(folder, plan)
         # Those of later steps are torn, or of another run that was here: they must not push out what can be continued.
-        _remove(paths[paths.index(path) :][keep:])
-    return path
+        _remove(paths[paths.index(newest) :][keep:])
 
 
 def _remove(paths: Iterable[Path]) -> None:
     """Files that stay where they cannot be removed cost room, not the run."""
     for path in paths:
         try:
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                remove_folder(path)
+            else:
+                path.unlink(missing_ok=True)
         except OSError as error:
             logger.warning("warning: the old %s cannot be removed (%s).", path, error.strerror)
 
@@ -106,25 +75,31 @@ def _remove(paths: Iterable[Path]) -> None:
 def list_checkpoints(folder: Path, plan: RunPlan) -> list[Path]:
     """The folder's checkpoints, newest (by optimizer step) first."""
     found = []
-    for path in folder.glob("checkpoint_*.pyth"):
+    for path in folder.glob("checkpoint_*"):
         match = _NAME.fullmatch(path.name)
         if match:
             step = int(match[2]) * (plan.steps_per_epoch if match[1] == "epoch" else 1)
-            found.append((step, path))
-    return [path for _, path in sorted(found, reverse=True)]
+            found.append((step, match[3] != REPLACED, path))
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The folder's newest checkpoint where no plan says how many steps an epoch has; None where there is none."""
-    newest: dict[str, tuple[int, Path]] = {}
-    for path in folder.glob("checkpoint_*.pyth"):
+    newest: dict[str, tuple[int, bool, Path]] = {}
+    for path in folder.glob("checkpoint_*"):
         match = _NAME.fullmatch(path.name)
         if match:
-            newest[match[1]] = max(newest.get(match[1], (-1, path)), (int(match[2]), path))
-    paths = [path for _, path in newest.values()]
-    return (
-        max(paths, key=lambda path: load_file_state(str(path))["step"]) if len(paths) > 1 else next(iter(paths), None)
-    )
+            found = int(match[2]), match[3] != REPLACED, path
+            newest[match[1]] = max(newest.get(match[1], (-1, False, path)), found)
+    paths = [path for *_, path in newest.values()]
+    if len(paths) < 2:
+        return next(iter(paths), None)
+    return max(paths, key=lambda path: load_file_state(str(_facts_of(path)))["step"])
+
+
+def _facts_of(path: Path) -> Path:
+    """The file that says of a checkpoint which step it is of."""
+    return path / FACTS if path.is_dir() else path
 
 
 def machines_of(folder: Path, batch_size: int) -> int | None:
@@ -132,9 +107,10 @@ def machines_of(folder: Path, batch_size: int) -> int | None:
 
     TRAIN.BATCH_SIZE is meant for each: where a run goes on with more or fewer, its batch stays what it was.
     """
-    for path in sorted(folder.glob("checkpoint_*.pyth"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    paths = [path for path in folder.glob("checkpoint_*") if _NAME.fullmatch(path.name)]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         with suppress(Exception):  # what is wrong with a file is said where it is resumed from
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(_facts_of(path), map_location="cpu", weights_only=True, mmap=True)
             same = content["identity"]["TRAIN.BATCH_SIZE over all machines"] == batch_size
             return None if same else content.get("machines")
     return None
@@ -148,7 +124,7 @@ def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> 
     paths = list_checkpoints(folder, plan)
     for path in paths:
         try:
-            content = load_file_state(str(path), key="TRAIN.AUTO_RESUME")
+            content = read_state(path, state.strategy.world, "TRAIN.AUTO_RESUME")
         except UserError as error:
             logger.warning("%s Taking the checkpoint before it.", error)
             continue
@@ -157,6 +133,21 @@ def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> 
     if paths:
         raise UserError(f"TRAIN.AUTO_RESUME: no checkpoint in {folder} can be read; move them away to start afresh.")
     return None
+
+
+def read_state(path: Path | str, world: World, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
+    """What a file holds; of a folder, which all processes read and look through together, all but the parts.
+
+    Raises UserError for what is missing or damaged.
+    """
+    if not is_folder(path):
+        return load_file_state(str(path), key)
+    content = load_file_state(str(Path(path) / FACTS), key)
+    own = dict(sorted(content["files"].items())[world.rank :: world.size])
+    wrong = [name for found in world.gather(damaged(Path(path), own)) for name in found]
+    if wrong:
+        raise UserError(f"{key}: the checkpoint {path} is corrupt: {wrong[0]} is missing or not what was written.")
+    return content
 
 
 def is_training_state(content: Any, plan: RunPlan) -> bool:
@@ -175,10 +166,10 @@ def restore(
         if there != here:
             raise UserError(f"{path} is of another run ({what}: {there} there, {here} here); {remedy}.")
     try:
-        state.strategy.load_model(state.model, content["model_state"])
-        if state.average is not None:
-            state.strategy.load_model(state.average, content["ema_state"] or content["model_state"])
-        state.strategy.load_optimizer(state.optimizer, content["optimizer_state"])
+        if "files" in content:
+            load_parts(state, Path(path), content["optimizer_groups"])
+        else:
+            _load_whole(state, content)
     except (RuntimeError, ValueError, KeyError) as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is of another model or optimizer ({line}); {remedy}.") from None
@@ -188,3 +179,10 @@ def restore(
     state.step = content["step"]
     for name, value in content["meters"].items():
         state.meters[name].copy_(value)
+
+
+def _load_whole(state: TrainState, content: dict[str, Any]) -> None:
+    state.strategy.load_model(state.model, content["model_state"])
+    if state.average is not None:
+        state.strategy.load_model(state.average, content["ema_state"] or content["model_state"])
+    state.strategy.load_optimizer(state.optimizer, content["optimizer_state"])

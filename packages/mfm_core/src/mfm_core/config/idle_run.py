@@ -194,6 +194,9 @@ RUN_RULES: tuple[Rule, ...] = (
     (
         lambda c: not c.TRAIN.ENABLE,
         "acts with TRAIN.ENABLE only",
-        ("TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.STOP_STEP", "TRAIN.EMA_DECAY", "TRAIN.COMPILE"),
+        (
+            *("TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.STOP_STEP", "TRAIN.EMA_DECAY", "TRAIN.COMPILE"),
+            *("TRAIN.CHECKPOINT_FORMAT", "TRAIN.CHECKPOINT_ASYNC"),
+        ),
     ),
 )

@@ -13,15 +13,16 @@ from fvcore.common.config import CfgNode
 from timm.utils import ModelEmaV3
 
 from mfm_core.checkpoint.init_from import init_from
-from mfm_core.checkpoint.io import load_file_state
 from mfm_core.checkpoint.resume import (
-    TrainState,
     is_training_state,
     list_checkpoints,
     machines_of,
+    read_state,
     restore,
     resume_latest,
 )
+from mfm_core.checkpoint.saver import saver_from_cfg
+from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import RunPlan, plan_run, validate
 from mfm_core.config.plan import UNTRAINED_TASKS
 from mfm_core.data.loader import build_loader
@@ -159,8 +160,7 @@ def build_trainer(
         world=world,
         guard=guard,
         log=log,
-        folder=folder / "checkpoints",
-        cfg=cfg,
+        saver=saver_from_cfg(cfg, folder / "checkpoints", plan, world),
     )
 
 
@@ -174,7 +174,7 @@ def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> li
     if not path:
         return []
     if not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
-        content = load_file_state(path)
+        content = read_state(path, state.strategy.world)
         if is_training_state(content, plan):
             restore(content, state, plan, cfg.RNG_SEED, path)
             return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]

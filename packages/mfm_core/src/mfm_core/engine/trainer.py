@@ -6,14 +6,14 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from mfm_core.checkpoint.resume import TrainState, save_checkpoint, whole_state
+from mfm_core.checkpoint.saver import Saver
+from mfm_core.checkpoint.state import TrainState
 from mfm_core.config.plan import RunPlan
 from mfm_core.data.loader import Loader
 from mfm_core.engine.guard import RunningStatistics, StepGuard
@@ -64,7 +64,7 @@ class Trainer:
     """Trains `task` from `state.step` to the end of `plan`.
 
     model: what is called in the step (wrapped, perhaps compiled); state.model is the bare one. average: the moving
-    average of the weights, or None. folder: of the checkpoints.
+    average of the weights, or None.
     """
 
     def __init__(
@@ -79,12 +79,11 @@ class Trainer:
         world: World,
         guard: StepGuard,
         log: RunLog,
-        folder: Path,
-        cfg: CfgNode,
+        saver: Saver,
     ) -> None:
         self.task, self.model, self.state, self.average = task, model, state, average
         self.loader, self.plan, self.settings, self.strategy = loader, plan, settings, state.strategy
-        self.world, self.guard, self.log, self.folder, self.cfg = world, guard, log, folder, cfg
+        self.world, self.guard, self.log, self.saver = world, guard, log, saver
         self.autocast = autocast_factory(settings.precision, world.device)
         self.statistics = RunningStatistics(state.model, world)
         self.throughput = Throughput()
@@ -93,9 +92,16 @@ class Trainer:
 
     def train(self) -> bool:
         """Runs to the end; False where it was told to stop before and has saved."""
+        try:
+            return self._train()
+        finally:
+            self.saver.leave()
+
+    def _train(self) -> bool:
         whole = self._log_missing_epoch()
         while self.state.step < self.plan.total_steps:
             if self._stops_here() or stop.agreed(self.world):
+                self.settle(wait=True)
                 if self._saved_step != self.state.step:
                     self.check()
                     self.save(required=True)
@@ -180,6 +186,7 @@ class Trainer:
     def log_step(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Reads the numbers of this step from the device and logs them."""
         self.check()
+        self.settle(wait=False)
         step = self.state.step
         epoch, inside = divmod(step - 1, self.plan.steps_per_epoch)
         values = {
@@ -244,19 +251,22 @@ class Trainer:
 
     def save(self, required: bool = False) -> None:
         """Writes a checkpoint; a full disk costs this checkpoint only, unless it is `required`."""
-        content = whole_state(self.state, self.plan, self.cfg)
-        saved = False
-        if self.world.is_main:
-            try:
-                path = save_checkpoint(self.folder, content, self.plan, self.cfg.TRAIN.CHECKPOINT_KEEP)
-                logger.info("saved %s", path)
-                saved = True
-            except UserError as error:
-                if required:
-                    raise
-                self.log.warn(f"{error} Training goes on; the next checkpoint is tried as planned.")
-        if self.world.from_main(saved):
-            self._saved_step = self.state.step
+        self.settle(wait=True)
+        self.saver.start(self.state)
+        self.settle(wait=required or not self.saver.background, required=required)
+
+    def settle(self, wait: bool, required: bool = False) -> None:
+        """Says how the save that is under way ended, if it has or we `wait`. All processes call."""
+        outcome = self.saver.outcome(wait)
+        if outcome is None:
+            return
+        if outcome.error is None:
+            self._saved_step = outcome.step
+            logger.info("saved %s", outcome.path)
+        elif required:
+            raise UserError(outcome.error)
+        else:
+            self.log.warn(f"{outcome.error} Training goes on; the next checkpoint is tried as planned.")
 
     def _epoch_means(self) -> dict[str, float]:
         meters = self.state.meters

@@ -179,7 +179,15 @@ class FSDP2(Sharded):
             slots = {slot: self._slot(value, parameter, mine) for slot, value in optimizer.state.get(mine, {}).items()}
             if slots:
                 state[i] = slots if self.world.is_main else {}
-        return {"state": state, "param_groups": whole_groups(optimizer, numbered(optimizer.param_groups))}
+        return {"state": state, "param_groups": self.options(optimizer)}
+
+    def pieces(self, optimizer: Optimizer) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of every parameter."""
+        return {i: (mine, parameter) for i, (parameter, mine) in enumerate(self._pieces)}
+
+    def options(self, optimizer: Optimizer) -> Groups:
+        """The pieces', which are numbered as the parameters are."""
+        return whole_groups(optimizer, numbered(optimizer.param_groups))
 
     def _slot(self, value: Any, parameter: DTensor, mine: Tensor) -> Any:
         """What an optimizer keeps for a parameter, whole: a tensor of its shape, or a number."""

@@ -135,7 +135,15 @@ class ShardedDDP(Sharded):
                 for slot, content in slots.items():
                     tensor = own[i][slot] if owner == self.world.rank else content
                     state[i][slot] = self.world.to_main(tensor, owner) if isinstance(content, Tensor) else content
-        return {"state": dict(sorted(state.items())), "param_groups": whole_groups(optimizer, self._numbers)}
+        return {"state": dict(sorted(state.items())), "param_groups": self.options(optimizer)}
+
+    def pieces(self, optimizer: Optimizer) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of the share."""
+        return {self._number[id(p)]: (p, p) for group in optimizer.param_groups for p in group["params"]}
+
+    def options(self, optimizer: Optimizer) -> Groups:
+        """The share's, with the numbers of all parameters."""
+        return whole_groups(optimizer, self._numbers)
 
     def _share(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         check_groups(state, self._numbers)

@@ -32,8 +32,8 @@ class Strategy:
     each.
 
     States are whole: those of the model and optimizer of a single process, whatever the strategy, so that a checkpoint
-    moves between strategies and numbers of processes. (Saving each process's share by itself would stand beside
-    `model_state` and `optimizer_state`.)
+    moves between strategies and numbers of processes. Where each process writes its own part of them, the model's
+    `state_dict()` has those of its weights, and `pieces` and `options` say what the optimizer's are.
     """
 
     name: str
@@ -125,14 +125,31 @@ class Strategy:
 
         Raises ValueError or KeyError for the state of another optimizer.
         """
-        options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        optimizer.load_state_dict(self._share(optimizer, state))
-        for group, fresh in zip(optimizer.param_groups, options):
-            group.update(fresh)
+        load_moments(optimizer, self._share(optimizer, state))
+
+    def pieces(self, optimizer: Optimizer) -> dict[int, tuple[Tensor, Tensor]]:
+        """By its number in the whole optimizer, what this process's optimizer steps, and the model's parameter.
+
+        They are the same, or the one is the local tensor of the other, which is distributed.
+        """
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        return {i: (p, p) for i, p in enumerate(own)}
+
+    def options(self, optimizer: Optimizer) -> Groups:
+        """The parameter groups of the whole optimizer's state: numbers in place of parameters."""
+        return optimizer.state_dict()["param_groups"]
 
     def _share(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         """What of a whole optimizer state this process's optimizer takes."""
         return state
+
+
+def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Loads an optimizer's state, but for the options."""
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, fresh in zip(optimizer.param_groups, options):
+        group.update(fresh)
 
 
 class Single(Strategy):

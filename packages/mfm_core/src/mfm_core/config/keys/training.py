@@ -62,6 +62,10 @@ TRAIN.CHECKPOINT_PERIOD = 10
 # ours: steps between checkpoints inside an epoch (0 is none), and how many of the newest checkpoints stay (0 is all).
 TRAIN.CHECKPOINT_STEPS = 0
 TRAIN.CHECKPOINT_KEEP = 0
+# ours: consolidated: one file, which the main process writes | sharded: a folder, each process writes its part.
+TRAIN.CHECKPOINT_FORMAT = "consolidated"
+# ours: write checkpoints while training goes on, from a copy in main memory.
+TRAIN.CHECKPOINT_ASYNC = False
 # Continue from the newest checkpoint in OUTPUT_DIR.
 TRAIN.AUTO_RESUME = True
 # Start from these weights.
