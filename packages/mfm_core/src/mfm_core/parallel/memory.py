@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ class Sizes:
     @classmethod
     def of(cls, model: nn.Module, groups: Sequence[dict]) -> Sizes:
         """Of a model, and the parameter groups of its optimizer."""
-        blocks = list(fsdp2.blocks(model))
+        blocks = list(chain.from_iterable(fsdp2.chains(model)))
         inside = {id(p) for block in blocks for p in block.parameters()}
         norms = {id(p): p for block in blocks for norm in fsdp2.norms(block) for p in norm.parameters()}
         return cls(
