@@ -31,6 +31,8 @@ class SharedScaler(torch.amp.GradScaler):
 class Sharded(Strategy):
     """The optimizer's gradients are this process's alone: norms are summed over processes."""
 
+    is_shared = True
+
     def scaler(self, enabled: bool) -> torch.amp.GradScaler:
         """The loss scaler, the same on all processes."""
         return SharedScaler(self.world, enabled)

@@ -39,6 +39,9 @@ class Strategy:
     name: str
     """As DIST.STRATEGY has it."""
 
+    is_shared = False
+    """Whether a process has an optimizer for a part of the parameters, or for pieces of them, only."""
+
     def __init__(self, world: World) -> None:
         self.world = world
 
