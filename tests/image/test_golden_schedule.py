@@ -67,7 +67,7 @@ def test_parameter_groups(name, entry, tolerance):
 def test_model_size(name, entry, tolerance):
     cfg, model = image_recipe(name)
     plan = plan_run(cfg, files=1_281_167, world_size=1)
-    description = describe_run(model, example_input(cfg, model.backbone.grid), plan, "fp32")
+    description = describe_run(model, example_input(cfg, model.backbone.grid), cfg, plan, "fp32", "cuda")
     assert description.parameters == entry["parameters"]
     assert (1, *model.backbone.grid) == tuple(entry["token_grid"])
     assert description.macs / 1e9 == pytest.approx(entry["gflops"], rel=tolerance["gflops_rtol"])

@@ -154,7 +154,7 @@ def test_full_size_describes_itself(path):
     cfg = load_config(str(path))
     model = meta_model(cfg)
     plan = plan_run(cfg, files=1_281_167, world_size=8)
-    description = describe_run(model, example_input(cfg, model.backbone.grid), plan, "bf16")
+    description = describe_run(model, example_input(cfg, model.backbone.grid), cfg, plan, "bf16", "cuda")
     assert description.parameters == sum(p.numel() for p in model.parameters())
     assert {what: shape for what, shape, _ in description.stages}["target"][1:] == (
         model.backbone.grid[0] * model.backbone.grid[1],

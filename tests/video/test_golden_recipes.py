@@ -40,7 +40,7 @@ def recipe(name: str):
 def test_model_size(name, entry, tolerance):
     cfg, model = recipe(name)
     plan = plan_run(cfg, files=KINETICS_FILES, world_size=1)
-    description = describe_run(model, example_input(cfg, model.backbone.grid), plan, "fp32")
+    description = describe_run(model, example_input(cfg, model.backbone.grid), cfg, plan, "fp32", "cuda")
     assert description.parameters == entry["parameters"]
     assert len(list(model.parameters())) == entry["num_tensors"]
     rest = [p for n, p in released_names(model).items() if not p.startswith(("pred_head", "head", "decoder", "mask_"))]
