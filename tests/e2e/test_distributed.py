@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from paths import CONFIGS, REPOSITORY, TOOLS
@@ -119,37 +121,50 @@ def test_torchrun_without_restarts_continues_by_the_same_command(photo_folder, t
     assert_same(last_state(tmp_path / "whole"), last_state(tmp_path / "run"), atol=1e-5)
 
 
-def test_torchrun_goes_on_with_a_machine_less(photo_folder, tmp_path):
-    """One of two agents is killed with its worker; the other starts again alone, and the run ends where it should.
+def test_machines_that_fail_and_come(photo_folder, tmp_path):
+    """One of two agents is killed with its worker, the one of rank 0: the other goes on alone, until a third comes.
 
-    Each machine brings 6 files, and the one that is left takes all 12.
+    Each machine brings 6 files, and the one that is left takes all 12: the end is that of one process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts", "1", "--local_addr", "127.0.0.1"]
-    options += ["--rdzv_backend", "c10d", "--rdzv_id", "test", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_conf"]
-    patience = "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
-    agents = []
-    for host, more in (("true", {}), ("false", {"KILLED_NODE": "1"})):
-        command = _killed_run(photo_folder, tmp_path, *options, f"is_host={host},{patience}", killed_at=5)
-        command += ["TRAIN.BATCH_SIZE", "6", "DIST.TIMEOUT", "60"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        agents.append(subprocess.Popen(command, env={**ON_LOOPBACK, **more}, **pipes))
+    log = tmp_path / "run" / "log.txt"
+    agents = [_agent(photo_folder, tmp_path, port, "failing", hosts=False, KILLED_NODE="1")]  # before: lower is rank 0
     try:
-        said, _ = agents[0].communicate(timeout=300)
-        assert agents[0].returncode == 0, said[-4000:]
-        assert agents[1].wait(timeout=10) == -signal.SIGKILL
+        agents.append(_agent(photo_folder, tmp_path, port, "staying", hosts=True, PAUSED_ALONE="1"))
+        assert agents[0].wait(timeout=300) == -signal.SIGKILL
+        deadline = time.monotonic() + 300
+        while "1 process(es) on cpu" not in log.read_text():
+            assert time.monotonic() < deadline and agents[1].poll() is None, (tmp_path / "staying.txt").read_text()
+            time.sleep(0.2)
+        agents.append(_agent(photo_folder, tmp_path, port, "coming", hosts=False, PAUSED_ALONE="1"))
+        codes = [agent.wait(timeout=300) for agent in agents[1:]]
     finally:
         for agent in agents:
             agent.kill()
-            agent.communicate()
-    assert [line.split()[0] for line in said.splitlines() if "process(es) on cpu" in line] == ["2", "1"], said
-    assert "(step 5 of 8)" in said, "more than the step of the kill was lost"
+            agent.wait()
+    said = {name: (tmp_path / f"{name}.txt").read_text() for name in ("failing", "staying", "coming")}
+    assert codes == [0, 0], said
+    assert re.findall(r"(\d) process\(es\) on cpu", log.read_text()) == ["2", "1", "2"]
+    assert re.findall(r"\(step (\d) of 8\)", log.read_text()) == ["3", "5"], "saved each step, and what SIGTERM found"
+    assert "2 process(es) on cpu" in said["failing"], "rank 0 was on the machine that failed"
     assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *ELASTIC)) == 0
     whole, run = last_state(tmp_path / "whole"), last_state(tmp_path / "run")
     assert whole["step"] == run["step"] == 8
     assert_same(whole, run, atol=1e-5)
+
+
+def _agent(data, folder, port: int, name: str, hosts: bool, **more: str) -> subprocess.Popen:
+    """A torchrun for one machine of one or two; what it says goes to folder/name.txt. hosts: keeps the rendezvous."""
+    options = ["--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts", "1", "--local_addr", "127.0.0.1"]
+    options += ["--rdzv_backend", "c10d", "--rdzv_id", "test", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_conf"]
+    options += [f"is_host={str(hosts).lower()},last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"]
+    command = _killed_run(data, folder, *options, killed_at=3)
+    command += ["TRAIN.BATCH_SIZE", "6", "DIST.TIMEOUT", "60"]
+    environment = {**ON_LOOPBACK, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **more}
+    with open(folder / f"{name}.txt", "w") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 def _torchrun(data, folder, *options, killed_at: int) -> subprocess.CompletedProcess:
