@@ -33,6 +33,7 @@ from mfm_image.entry import main
 sys.path.append(str(TOOLS))
 import convert_checkpoint
 
+pytestmark = pytest.mark.xdist_group("sharded checkpoints")  # what they share is made once
 SHARDED = ["TRAIN.CHECKPOINT_FORMAT", "sharded", "TRAIN.EMA_DECAY", "0.9", *QUIET]
 ASYNC = ["TRAIN.CHECKPOINT_ASYNC", "True"]
 

@@ -25,6 +25,7 @@ from mfm_core.parallel.world import World
 from mfm_image.models import build_model as build_images
 from mfm_video.models import build_model as build_videos
 
+pytestmark = pytest.mark.xdist_group("stored bytes")  # what they share is made once
 EMA = ("TRAIN.EMA_DECAY", 0.9)
 TWICE = ("TRAIN.ACCUM_STEPS", 2)
 WHOLE = ("DIST.RESHARD_AFTER_FORWARD", False)

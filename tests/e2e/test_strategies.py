@@ -17,6 +17,7 @@ from strategy_runs import SOLVERS, Case, continue_case, furthest, furthest_momen
 
 from mfm_core.parallel.world import World
 
+pytestmark = pytest.mark.xdist_group("strategies")  # what they share is made once
 STRATEGIES = ("ddp", "sharded_ddp", "fsdp2")
 # A key's bias has no gradient but rounding noise, of which AdamW makes whole steps.
 ONE_BLOCK = ("MVIT.DEPTH", 1, "MASK.PRETRAIN_DEPTH", "[0]", "MVIT.QKV_BIAS", False)
