@@ -21,7 +21,8 @@ from torch import Tensor
 MARGIN = 2.0**-12
 """Twice what the error of a sum in single precision can reach: 4 products of at most 255, weights that sum to 1.5."""
 TIE = 1e-9
-"""In pixels: no offset may lie nearer to where neighbours change or an edge is passed."""
+"""In pixels: no offset may lie nearer to where neighbours change or an edge is passed. Rounding matters only to values
+that lie nearer to an integer."""
 
 CUBIC = np.array([[0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]], np.float64)
 """The weight of each of 4 neighbours as a polynomial of the fraction of a place, lowest power first: Keys' cubic with
@@ -56,20 +57,20 @@ def _slid(planes: np.ndarray, offsets: np.ndarray, axis: int, fill: Sequence[int
     inside = _inside(planes.shape, offsets, axis)
     result = Slide(offsets, axis).apply(planes, inside)
     if result is not None:
-        for plane, value in zip(result, fill):
-            plane *= inside
-            plane += ~inside * np.uint8(value)
+        result *= inside
+        result += ~inside * np.array(fill, np.uint8)[:, None, None]
     return result
 
 
 def _inside(shape: tuple[int, ...], offsets: np.ndarray, axis: int) -> np.ndarray:
     """(h, w) bool: whether a pixel's centre comes from the image."""
-    centres = np.arange(shape[axis]) + 0.5
+    length, places = shape[axis], np.arange(shape[axis], dtype=np.int16)
+    first, end = (np.ceil(edge - 0.5 - offsets).clip(0, length).astype(np.int16) for edge in (0, length))
     if axis == 2:
-        centres = centres[None, :] + offsets[:, None]
+        inside = (places >= first[:, None]) & (places < end[:, None])
     else:
-        centres = centres[:, None] + offsets[None, :]
-    return np.ascontiguousarray(np.broadcast_to((centres >= 0) & (centres < shape[axis]), shape[1:]))
+        inside = (places[:, None] >= first) & (places[:, None] < end)
+    return np.ascontiguousarray(np.broadcast_to(inside, shape[1:]))
 
 
 class Slide:
@@ -82,11 +83,10 @@ class Slide:
 
     def __init__(self, offsets: np.ndarray, axis: int) -> None:
         whole = np.floor(offsets)
-        degrees = np.arange(CUBIC.shape[1])
-        powers = (offsets - whole) ** degrees[:, None]
+        fraction = offsets - whole
         self.axis, self.first = axis, whole.astype(np.int64) - 1
-        self.factors = CUBIC @ powers  # (TAPS, lines)
-        self.slopes = (CUBIC * degrees)[:, 1:] @ powers[:-1]  # their derivatives by the fraction
+        self.powers = np.cumprod([np.ones_like(fraction), fraction, fraction, fraction], axis=0)
+        self.factors = CUBIC @ self.powers  # (TAPS, lines)
 
     def apply(self, planes: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
         """(3, h, w) uint8 as PIL interpolates them where `wanted`, (h, w) bool; None if one of these is in doubt."""
@@ -125,18 +125,29 @@ class Slide:
 
     def _settle(self, result: np.ndarray, places: np.ndarray, source: np.ndarray) -> bool:
         """Computes the results at these (flat) places in double precision; False if one is still in doubt."""
-        plane, row, column = np.unravel_index(places, result.shape)
-        step, line = (1, row) if self.axis == 2 else (source.shape[2], column)
-        first = (plane * source.shape[1] + row) * source.shape[2] + column
+        _, height, width = result.shape
+        if self.axis == 2:
+            line = places // width
+            first, step = places + (TAPS - 1) * line, 1
+            line %= height
+        else:
+            line, step = places % width, width
+            first = places + (TAPS - 1) * width * (places // (height * width))
+        if len(self.first) == 1:
+            line = [0]
         taps = source.reshape(-1).take(first[:, None] + step * np.arange(TAPS)).astype(np.float64)
-        factors, slopes = (x[:, line].T if x.shape[1] > 1 else x.T for x in (self.factors, self.slopes))
+        values = (taps * self.factors[:, line].T).sum(axis=1)
         flat = (taps == taps[:, :1]).all(axis=1)  # of equal pixels PIL's interpolation is exact
-        values = np.where(flat, taps[:, 0], (taps * factors).sum(axis=1))
-        result.reshape(-1)[places] = values.clip(0, 255).astype(np.uint8)
+        values[flat] = taps[flat, 0]
+        result.reshape(-1)[places] = values.clip(0, 255)
+        distance = np.abs(values - np.rint(values))
+        distance[flat] = 1
+        if (distance > TIE).all():
+            return True
         # what rounding does to a place (a few units in its last digit), and to sums
-        error = 1e-15 * sum(result.shape[1:]) * np.abs((taps * slopes).sum(axis=1)) + 2e-12
-        near = (np.abs(values - np.rint(values)) < error) & (values > 0.5) & (values < 255.5)
-        return not (near & ~flat).any()
+        slopes = ((CUBIC * np.arange(TAPS))[:, 1:] @ self.powers[:-1])[:, line].T
+        error = 1e-15 * (height + width) * np.abs((taps * slopes).sum(axis=1)) + 2e-12
+        return bool(((distance > error) | (values < 0.5) | (values > 255.5)).all())
 
 
 def _padded(planes: np.ndarray, axis: int, before: int, after: int) -> np.ndarray:
