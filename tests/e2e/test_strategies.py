@@ -135,7 +135,7 @@ def test_every_strategy_equals_one_process(size, alone, tmp_path):
     check_matrix(size, found, alone)
     check_specials(size, found, alone)
     for strategy in STRATEGIES:
-        # DDP sorts its buckets anew after the first step, and gloo's ring adds up three numbers in an order that depends
+        # DDP sorts its buckets anew after the first step, and in which order gloo's ring adds up three numbers depends
         # on their place in a bucket.
         bound = EXACT if strategy == "ddp" and size > 2 else 0
         for part in ("model_state", "ema_state"):
