@@ -40,7 +40,7 @@ demo-video: setup
 	@echo "Open runs/demo_video/report.html"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 # Environments with core and one modality alone: nothing else that was installed beside them. They see the large torch
 # wheels of the first through links, to save their download.
