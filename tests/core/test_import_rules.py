@@ -17,7 +17,7 @@ SOURCES = {
 FLOORS = (
     (
         *("nn", "corruption", "losses", "optim", "parallel", "probe", "monitor", "data", "interfaces", "registry"),
-        *("errors", "paths"),
+        *("errors", "paths", "mirror"),
     ),
     ("targets", "masking", "heads", "config", "checkpoint", "report"),
     ("engine", "objective", "methods", "models"),

@@ -172,7 +172,7 @@ def test_configurations_and_their_bases(site, tmp_path):
     assert "no handler for manifold://" in message_of(load_config, str(tmp_path / "other.yaml"))
 
 
-def test_outputs_are_local(tmp_path):
+def test_what_is_not_trained_writes_here(tmp_path):
     for address in ("s3://bucket/run", "http://h/run"):
         message = message_of(prepare_folder, address)
         assert message.startswith(f"OUTPUT_DIR is {address}") and "mounts" in message

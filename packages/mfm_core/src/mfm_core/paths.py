@@ -104,23 +104,35 @@ def local_path(path: str, key: str) -> str:
     """
     if not is_remote(path):
         return path
-    scheme = path.split("://")[0]
+    manager = manager_of(path, key)
     try:
-        manager = _manager(path)
-        local = manager.get_local_path(path) if manager else None
+        return manager.get_local_path(path)
     except FileNotFoundError:
         raise AbsentFile(f"{key}: {path} does not exist.") from None
     except Exception as error:  # each handler has errors of its own
         line = " ".join(str(error).split())[:200] or type(error).__name__
         kind = AbsentFile if getattr(error, "code", None) in (404, 410) else UserError
         raise kind(f"{key}: {path} cannot be fetched ({line}); download it and give its path.") from None
-    if local is None:
+
+
+def manager_of(path: str, key: str) -> PathManager:
+    """Who reads and writes such addresses.
+
+    `key` is the configuration key that names it. Raises UserError where nobody does, or a handler cannot be made.
+    """
+    scheme = path.split("://")[0]
+    try:
+        manager = _manager(path)
+    except Exception as error:
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{key}: {path}: the handler for {scheme}:// cannot be used ({line}).") from None
+    if manager is None:
         more = " (pip install boto3)" if scheme == "s3" else ""
         raise UserError(
-            f"{key}: {path}: there is no handler for {scheme}:// here{more}; download it and give its path, or install "
+            f"{key}: {path}: there is no handler for {scheme}:// here{more}; give a path of this machine, or install "
             f"a package with a handler (docs/scaling.md)."
         )
-    return local
+    return manager
 
 
 def require_local(path: str, key: str, what: str) -> str:

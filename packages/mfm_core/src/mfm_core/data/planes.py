@@ -1,4 +1,4 @@
-"""Operations of augmentation policies on planes of 8-bit pixels, (3, h, w): the pixels that timm gets from PIL's images.
+"""Operations of augmentation policies on planes of 8-bit pixels, (3, h, w): what timm gets from PIL's images.
 
 PIL keeps four bytes per pixel and computes most operations one value at a time. Here values that depend on one value
 only are computed or looked up for whole planes, and where PIL's own code decides how something is rounded (`blend`),

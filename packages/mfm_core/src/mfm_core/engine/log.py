@@ -20,6 +20,7 @@ from PIL import Image
 
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile
+from mfm_core.mirror import Mirror
 from mfm_core.monitor.settings import setting_tables, split_name
 from mfm_core.monitor.writers import JsonLines, TensorBoard, progress_line
 from mfm_core.paths import require_local
@@ -101,9 +102,14 @@ class RunLog:
     room, pictures and reports are left out.
     """
 
-    def __init__(self, folder: Path | None, first_step: int = 0, rewind: bool = False) -> None:
-        """first_step: how many steps are done. rewind: what was logged of later ones is undone and will come again."""
-        self.folder = folder
+    def __init__(
+        self, folder: Path | None, first_step: int = 0, rewind: bool = False, mirror: Mirror | None = None
+    ) -> None:
+        """first_step: how many steps are done. rewind: what was logged of later ones is undone and will come again.
+
+        mirror: keeps a copy of the folder elsewhere.
+        """
+        self.folder, self.mirror = folder, mirror
         self.start_time = time.time()
         self._bad: set[str] = set()
         self._refused: set[str] = set()
@@ -183,11 +189,23 @@ class RunLog:
                 logger.warning("warning: the last %d lines of log.jsonl are lost.", len(self._waiting))
             self._lines.close()
             self._tried(BOARD, self._board.close)
+            self.copy()
 
     def report(self) -> None:
         """Writes report.html anew."""
         if self.folder is not None:
             self._tried("report.html", partial(write_report, [self.folder], self.folder / "report.html"))
+            self.copy()
+
+    def copy(self) -> None:
+        """Copies what is new to where OUTPUT_DIR is, if that is elsewhere."""
+        if self.folder is not None and self.mirror is not None:
+            self._tried("OUTPUT_DIR", self.mirror.push)
+
+    @property
+    def is_copied(self) -> bool:
+        """False where the last copy failed."""
+        return "OUTPUT_DIR" not in self._refused
 
     def _write(self, kind: str, **values: Any) -> None:
         """A line for log.jsonl, after those that still wait for room on the disk."""

@@ -34,12 +34,14 @@ from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.randomness import seed_everything
 from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
+from mfm_core.mirror import Mirror
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel import signals, stop
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
 from mfm_core.parallel.world import World, join_world, leave_world, loss_of_peer
+from mfm_core.paths import is_remote
 
 logger = logging.getLogger(__name__)
 TaskBuilder = Callable[[CfgNode, World, str], object]
@@ -53,7 +55,8 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
     """
     try:
         world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
-        return _run(cfg, build_task, world)
+        mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
+        return _run(_working_in(mirror.folder, cfg) if mirror else cfg, build_task, world, mirror)
     except UserError as error:
         return exit_with(error)
     finally:
@@ -63,8 +66,41 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
         leave_world()
 
 
-def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
-    """What happens between joining and leaving the other processes; nothing of it lives on."""
+def _fetched(cfg: CfgNode, world: World) -> Mirror:
+    """What stands for the address OUTPUT_DIR, with what is there. Raises UserError where it cannot be written."""
+    if world.num_shards > 1 and cfg.TRAIN.CHECKPOINT_FORMAT == "sharded":
+        raise UserError(
+            f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: the machines' parts of a checkpoint need one folder that all share; "
+            "take such a folder, or TRAIN.CHECKPOINT_FORMAT consolidated."
+        )
+    mirror, problem = Mirror(cfg.OUTPUT_DIR), None
+    try:
+        if world.local_rank == 0:
+            mirror.fetch()
+        if world.is_main:
+            mirror.push()
+    except UserError as error:
+        problem = str(error)
+    problem = next(filter(None, world.gather(problem)), None)
+    if problem is not None:
+        raise UserError(problem)
+    return mirror
+
+
+def _working_in(folder: Path, cfg: CfgNode) -> CfgNode:
+    """The configuration of a run that writes to `folder`."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.freeze()
+    return cfg
+
+
+def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | None) -> int:
+    """What happens between joining and leaving the other processes; nothing of it lives on.
+
+    mirror: what OUTPUT_DIR is copied to, where it stands for an address.
+    """
     log = RunLog(None)
     try:
         folder = prepare_folder(cfg.OUTPUT_DIR)
@@ -75,15 +111,15 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World) -> int:
         task = build_task(cfg, world, precision)
         plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
         if not plan.trains:
-            return _evaluate_only(cfg, task, plan, world, folder, precision, warnings)
+            return _evaluate_only(cfg, task, plan, world, folder, precision, warnings, mirror)
         with signals.listening():
-            trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings)
+            trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings, mirror)
             log = trainer.log
             finished = trainer.train()
             log.end("finished" if finished else "stopped")
             if world.is_main:
                 logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
-            return 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN
+            return _code(log, 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN)
     except UserError as error:
         log.end("failed", str(error))
         let_main_speak()
@@ -109,7 +145,14 @@ def _machines(cfg: CfgNode, world: World, folder: Path) -> int:
 
 
 def build_trainer(
-    cfg: CfgNode, task, plan: RunPlan, world: World, folder: Path, precision: str, warnings: list[str]
+    cfg: CfgNode,
+    task,
+    plan: RunPlan,
+    world: World,
+    folder: Path,
+    precision: str,
+    warnings: list[str],
+    mirror: Mirror | None = None,
 ) -> Trainer:
     """The trainer of `cfg`, with weights, optimizer and position restored where there is something to restore."""
     strategy = build_strategy(cfg.DIST, world, precision)
@@ -139,7 +182,7 @@ def build_trainer(
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
-    log = RunLog(folder if world.is_main else None, first_step=state.step, rewind=cfg.TRAIN.AUTO_RESUME)
+    log = RunLog(folder if world.is_main else None, state.step, cfg.TRAIN.AUTO_RESUME, mirror)
     _log_start(cfg, task, plan, world, log, precision, warnings, notes, summary)
     repetitions = cfg.AUG.REPEATED_SAMPLER
     sampler = TrainSampler(
@@ -206,7 +249,8 @@ def _log_start(
     for line in summary:
         logger.info("%s", line)
     where = f"{world.size} process(es) on {world.device.type}"
-    logger.info("%s, %s, %d training files, output in %s", where, precision, plan.files, log.folder)
+    copied = f", copied to {log.mirror.address}" if log.mirror else ""
+    logger.info("%s, %s, %d training files, output in %s%s", where, precision, plan.files, log.folder, copied)
     if cfg.NUM_GPUS > 1 and world.size == 1:
         note = f"NUM_GPUS {cfg.NUM_GPUS}: one process runs, for there is no GPU (or torchrun says so)."
         warnings = [*warnings, note]
@@ -232,7 +276,14 @@ def _log_start(
 
 
 def _evaluate_only(
-    cfg: CfgNode, task, plan: RunPlan, world: World, folder: Path, precision: str, warnings: list[str]
+    cfg: CfgNode,
+    task,
+    plan: RunPlan,
+    world: World,
+    folder: Path,
+    precision: str,
+    warnings: list[str],
+    mirror: Mirror | None,
 ) -> int:
     """TRAIN.ENABLE False, or a task that never trains: the numbers of the weights to test.
 
@@ -250,7 +301,7 @@ def _evaluate_only(
     if never_trains and (folder / "checkpoints").is_dir():
         folder = prepare_folder(str(folder / plan.task))
     epoch, step = (0, 0) if never_trains else (plan.epochs, plan.total_steps)
-    log = RunLog(folder if world.is_main else None, first_step=step)
+    log = RunLog(folder if world.is_main else None, first_step=step, mirror=mirror)
     summary = _summary(cfg, task, plan, world, precision)
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()], summary)
     model = task.model.to(world.device).eval()
@@ -262,7 +313,14 @@ def _evaluate_only(
         log.bad_files(list(met.values()), epoch)
     log.epoch(epoch, step, values)
     log.end("finished")
-    return 0
+    return _code(log, 0)
+
+
+def _code(log: RunLog, code: int) -> int:
+    """The exit code of a run that came to its end, unless its files did not get to where OUTPUT_DIR is."""
+    if log.is_copied:
+        return code
+    return exit_with(UserError(f"OUTPUT_DIR lacks what the run wrote last (see the warning); it lies in {log.folder}."))
 
 
 def _newest_checkpoint(folder: Path, plan: RunPlan) -> str:

@@ -263,6 +263,7 @@ class Trainer:
         if outcome.error is None:
             self._saved_step = outcome.step
             logger.info("saved %s", outcome.path)
+            self.log.copy()
         elif required:
             raise UserError(outcome.error)
         else:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfm_core.errors import UserError
 from mfm_core.parallel.signals import EXIT_AGAIN, SIGNALS
+from mfm_core.paths import require_local
 
 if TYPE_CHECKING:  # a job's process is to hear signals before it loads what takes long
     from fvcore.common.config import CfgNode
@@ -128,7 +129,7 @@ class JobRequest:
         nodes = options.nodes or cfg.NUM_SHARDS
         processes = options.gpus_per_node or max(1, cfg.NUM_GPUS)
         command = [*command, "NUM_SHARDS", str(nodes), "NUM_GPUS", str(processes)]
-        output = Path(cfg.OUTPUT_DIR)
+        output = Path(require_local(cfg.OUTPUT_DIR, "OUTPUT_DIR", "where a job's script and log lie"))
         seeds = {seed: str(output / f"seed_{seed}") for seed in options.seeds or ()}
         minutes, grace = minutes_of(options.time or "24:00:00"), options.grace or 120
         if 60 * minutes <= grace:

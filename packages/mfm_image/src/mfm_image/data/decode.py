@@ -21,7 +21,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from mfm_core.data.files import SYSTEM_ERRORS, UnreadableFile
 
-
 FRAMES = (0xC0, 0xC1, 0xC2)
 """Markers of the frame header of a JPEG file: baseline, extended, progressive."""
 SKIPPED = frozenset([0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)])

@@ -1,0 +1,137 @@
+"""A run whose OUTPUT_DIR is an address: it works in a folder of this machine, and keeps a copy of that at the address.
+
+What is new or changed is copied through iopath's handler of such addresses after every checkpoint, with every report
+and at the end. Last comes a list of all files; what the list no longer has is removed only then. Whoever starts the run
+again, on any machine, fetches what is listed: killed at any moment, a run loses what came after the last list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from iopath.common.file_io import PathManager, get_cache_dir
+
+from mfm_core.errors import UserError
+from mfm_core.paths import manager_of
+
+LIST = "files.json"
+"""At the address: who wrote it last, and the size of every file."""
+OWN = ".files.json"
+"""In the folder: the same writer's mark, and what every file was when it was copied."""
+CHECKPOINTS = "checkpoints"
+Stamp = list[int]
+"""Size in bytes and time of change in nanoseconds."""
+
+
+class Mirror:
+    """The folder of this machine that stands for an address, and their exchange. One process of a machine calls.
+
+    Raises UserError where no handler knows such addresses.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self._manager: PathManager = manager_of(address, "OUTPUT_DIR")
+        digest = hashlib.blake2b(self.address.encode(), digest_size=8).hexdigest()
+        name = PurePosixPath(self.address).name or "run"
+        self.folder = Path(get_cache_dir()) / "runs" / digest / name
+        self._copied: dict[str, Stamp] = {}
+
+    def fetch(self) -> None:
+        """Makes the folder what is at the address; it stays as it is where it was the last to be copied there.
+
+        A checkpoint that is not as large as the list says was torn by the end of a copy, and is left out. Raises
+        UserError where the address cannot be read.
+        """
+        try:
+            listed = self._read_list()
+            own = self._read_own()
+            if listed and own.get("written") == listed["written"]:
+                self._copied = own["files"]
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            for name, size in (listed or {"files": {}})["files"].items():
+                self._fetch(checked(name), size)
+        except UserError:
+            raise
+        except Exception as error:  # each handler has errors of its own
+            raise UserError(f"OUTPUT_DIR: {self.address} cannot be read ({_line(error)}).") from None
+        self._copied = self._present()
+
+    def push(self) -> None:
+        """Copies what is new or changed. Raises UserError where the address cannot be written."""
+        try:
+            present = self._present()
+            for name, stamp in sorted(present.items(), key=lambda item: not item[0].startswith(CHECKPOINTS)):
+                if self._copied.get(name) != stamp:
+                    self._write(name, self.folder / name)
+                    self._copied[name] = stamp
+            self._write_list(present)
+        except Exception as error:
+            why = f"OUTPUT_DIR: {self.address} cannot be written ({_line(error)})"
+            raise UserError(f"{why}; what the run has lies in {self.folder}.") from None
+        for name in self._copied.keys() - present.keys():
+            with suppress(Exception):  # one file too many harms nobody
+                self._manager.rm(f"{self.address}/{name}")
+            del self._copied[name]
+
+    def _present(self) -> dict[str, Stamp]:
+        """The files by their names from the folder on; what begins with a dot is still being written."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder)
+            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                status = path.stat()
+                found[name.as_posix()] = [status.st_size, status.st_mtime_ns]
+        return found
+
+    def _read_list(self) -> dict | None:
+        path = f"{self.address}/{LIST}"
+        if not self._manager.exists(path):
+            return None
+        with self._manager.open(path, "rb") as file:
+            return json.loads(file.read())
+
+    def _read_own(self) -> dict:
+        with suppress(OSError, ValueError):
+            return json.loads((self.folder / OWN).read_text())
+        return {}
+
+    def _write_list(self, present: dict[str, Stamp]) -> None:
+        written, own = uuid.uuid4().hex, self.folder / OWN
+        own.write_text(json.dumps({"written": written, "files": {name: size for name, (size, _) in present.items()}}))
+        self._write(LIST, own)
+        own.write_text(json.dumps({"written": written, "files": present}))
+
+    def _fetch(self, name: str, size: int) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._manager.open(f"{self.address}/{name}", "rb") as source, path.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        if name.startswith(CHECKPOINTS) and path.stat().st_size != size:
+            path.unlink()
+
+    def _write(self, name: str, path: Path) -> None:
+        target = f"{self.address}/{name}"
+        with suppress(Exception):  # handlers that have no folders need none
+            self._manager.mkdirs(target.rsplit("/", 1)[0])
+        with path.open("rb") as source, self._manager.open(target, "wb") as file:
+            shutil.copyfileobj(source, file)
+
+
+def checked(name: str) -> str:
+    """The name of a listed file, which must lie inside the folder; raises UserError for one that would not."""
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
+        raise UserError(f"OUTPUT_DIR: {LIST} there lists '{name}', which lies outside of it.")
+    return name
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,148 @@
+"""A run's folder kept at an address: what is copied and fetched when, and what a copy that was cut off costs."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from store import registered
+
+from mfm_core.errors import UserError
+from mfm_core.mirror import LIST, Mirror, checked
+
+ADDRESS = "store://runs/one"
+CHECKPOINT = "checkpoints/checkpoint_epoch_00001.pyth"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "here"))
+    return registered(tmp_path / "store", monkeypatch)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Calls from then on come from a machine that has nothing yet."""
+    return lambda: monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "elsewhere"))
+
+
+def filled(**files: str) -> Mirror:
+    mirror = Mirror(ADDRESS)
+    mirror.fetch()
+    write(mirror, **files)
+    return mirror
+
+
+def write(mirror: Mirror, **files: str) -> None:
+    for name, text in files.items():
+        path = mirror.folder / {"checkpoint": CHECKPOINT, "log": "log.jsonl"}.get(name, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def listed(store) -> dict[str, int]:
+    return json.loads(store.place(f"{ADDRESS}/{LIST}").read_text())["files"]
+
+
+def test_another_machine_gets_all_that_was_copied(store, elsewhere):
+    mirror = filled(checkpoint="weights", log="lines")
+    write(mirror, **{".checkpoint_epoch_00002.pyth.tmp": "half"})
+    mirror.push()
+    assert listed(store) == {CHECKPOINT: 7, "log.jsonl": 5}
+    assert store.written == [f"{ADDRESS}/{name}" for name in (CHECKPOINT, "log.jsonl", LIST)], "weights first, list last"
+    elsewhere()
+    other = filled()
+    assert other.folder != mirror.folder
+    assert (other.folder / CHECKPOINT).read_text() == "weights" and (other.folder / "log.jsonl").read_text() == "lines"
+
+
+def test_only_what_changed_is_copied_and_what_is_gone_is_removed(store):
+    mirror = filled(checkpoint="weights", log="lines")
+    mirror.push()
+    store.written.clear()
+    write(mirror, log="more lines")
+    (mirror.folder / CHECKPOINT).rename(mirror.folder / "checkpoints" / "checkpoint_epoch_00002.pyth")
+    mirror.push()
+    new = CHECKPOINT.replace("1.", "2.")
+    assert store.written == [f"{ADDRESS}/{name}" for name in (new, "log.jsonl", LIST)]
+    assert listed(store).keys() == {new, "log.jsonl"} and not store.place(f"{ADDRESS}/{CHECKPOINT}").exists()
+
+
+def test_the_machine_that_copied_last_fetches_nothing(store):
+    filled(checkpoint="weights").push()
+    write(Mirror(ADDRESS), log="written after the last copy")
+    store.written.clear()
+    again = filled()
+    assert (again.folder / "log.jsonl").exists() and store.read == [f"{ADDRESS}/{LIST}"]
+    again.push()
+    assert store.written == [f"{ADDRESS}/{name}" for name in ("log.jsonl", LIST)]
+
+
+def test_what_another_machine_wrote_since_counts(store, elsewhere, tmp_path, monkeypatch):
+    first = filled(checkpoint="weights", log="lines")
+    first.push()
+    elsewhere()
+    other = filled(log="longer lines")
+    other.push()
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "here"))
+    write(first, stale="of nobody's interest")
+    back = filled()
+    assert (back.folder / "log.jsonl").read_text() == "longer lines" and not (back.folder / "stale").exists()
+
+
+@pytest.mark.parametrize("cut", [CHECKPOINT, "log.jsonl", LIST])
+def test_a_copy_that_was_cut_off(cut, store, elsewhere, monkeypatch):
+    """A later copy that ended at any file leaves the earlier checkpoint to whoever fetches."""
+    mirror = filled(checkpoint="weights", log="lines")
+    mirror.push()
+    write(mirror, log="more lines", **{"checkpoints/checkpoint_epoch_00002.pyth": "newer"})
+    write_out = mirror._write
+
+    def dies(name, path):
+        if name == cut:
+            raise KeyboardInterrupt
+        write_out(name, path)
+
+    monkeypatch.setattr(mirror, "_write", dies)
+    if cut == CHECKPOINT:
+        write(mirror, checkpoint="weights again")
+        store.place(f"{ADDRESS}/{CHECKPOINT}").write_text("wei")  # a store that does not write whole files
+    with pytest.raises(KeyboardInterrupt):
+        mirror.push()
+    elsewhere()
+    found = filled()
+    assert (found.folder / CHECKPOINT).exists() == (cut != CHECKPOINT), "torn ones are left out"
+    assert not (found.folder / "checkpoints" / "checkpoint_epoch_00002.pyth").exists(), "and unlisted ones"
+    assert (found.folder / "log.jsonl").exists()
+
+
+def test_a_folder_whose_address_was_emptied_starts_afresh(store):
+    mirror = filled(checkpoint="weights")
+    mirror.push()
+    os.remove(store.place(f"{ADDRESS}/{LIST}"))
+    assert not (filled().folder / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "", "..\\x"])
+def test_lists_of_strangers_stay_inside(name, store):
+    with pytest.raises(UserError, match="outside"):
+        checked(name)
+    store.place(f"{ADDRESS}/{LIST}").parent.mkdir(parents=True)
+    store.place(f"{ADDRESS}/{LIST}").write_text(json.dumps({"written": "x", "files": {name: 1}}))
+    with pytest.raises(UserError, match="outside"):
+        Mirror(ADDRESS).fetch()
+
+
+def test_what_cannot_be_written_or_read(store, monkeypatch, site):
+    mirror = filled(checkpoint="weights")
+    store.full = True
+    with pytest.raises(UserError, match=r"OUTPUT_DIR: store://runs/one cannot be written \(the store is closed\)"):
+        mirror.push()
+    store.full = False
+    mirror.push()
+    assert CHECKPOINT in listed(store)
+    with pytest.raises(UserError, match="no handler for manifold://"):
+        Mirror("manifold://runs/one")
+    with pytest.raises(UserError, match="OUTPUT_DIR: http.* cannot be read"):
+        Mirror(f"{site.address}/run").fetch()
