@@ -50,7 +50,8 @@ def test_another_machine_gets_all_that_was_copied(store, elsewhere):
     write(mirror, **{".checkpoint_epoch_00002.pyth.tmp": "half"})
     mirror.push()
     assert listed(store) == {CHECKPOINT: 7, "log.jsonl": 5}
-    assert store.written == [f"{ADDRESS}/{name}" for name in (CHECKPOINT, "log.jsonl", LIST)], "weights first, list last"
+    order = [f"{ADDRESS}/{name}" for name in (CHECKPOINT, "log.jsonl", LIST)]
+    assert store.written == order, "weights first, list last"
     elsewhere()
     other = filled()
     assert other.folder != mirror.folder
