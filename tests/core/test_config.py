@@ -13,6 +13,7 @@ from pyslowfast_files import FILES, KEYS, recipe
 from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
 from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
+from mfm_core.engine.trainer import Settings
 from mfm_core.errors import UserError
 
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
@@ -514,6 +515,18 @@ def test_keys_that_cannot_act_are_warned_of(path, overrides):
     usual = validate(load_config(path))
     more = [w for w in validate(load_config(path, overrides)) if w not in usual]
     assert any(w.startswith(f"{overrides[0]} ") and "\n" not in w for w in more), more
+
+
+def test_clipping_at_zero_is_off():
+    """As in PySlowFast, which asks whether the number is true: at zero nothing would be learned."""
+    settings = Settings.from_cfg(
+        load_config(IMAGE, ["SOLVER.CLIP_GRAD_L2NORM", "0.0", "SOLVER.CLIP_GRAD_VAL", "0"]), "fp32"
+    )
+    assert settings.clip_norm is None and settings.clip_value is None
+    assert validate(load_config(IMAGE, ["SOLVER.CLIP_GRAD_VAL", "0"])) == validate(load_config(IMAGE))
+    assert validate(load_config(PROBE, ["SOLVER.CLIP_GRAD_L2NORM", "0"])) == validate(load_config(PROBE))
+    with pytest.raises(UserError, match="PROBE.LRS"):
+        validate(load_config(PROBE, ["SOLVER.CLIP_GRAD_L2NORM", "1", "SOLVER.CLIP_GRAD_VAL", "0"]))
 
 
 def test_every_key_is_read_or_warned_of():

@@ -164,7 +164,7 @@ RUN_RULES: tuple[Rule, ...] = (
         ("SOLVER.LR_REFERENCE_SCALES",),
     ),
     (
-        lambda c: c.SOLVER.CLIP_GRAD_VAL is not None,
+        lambda c: bool(c.SOLVER.CLIP_GRAD_VAL),
         "has no effect: SOLVER.CLIP_GRAD_VAL goes first",
         ("SOLVER.CLIP_GRAD_L2NORM",),
     ),
