@@ -315,6 +315,19 @@ class TestInitFrom:
         message = message_of(init_from, classifier(), str(path), min_match=0.9)
         assert "TRAIN.CHECKPOINT_MIN_MATCH" in message and str(path) in message
 
+    def test_a_test_names_what_the_checkpoint_lacks(self, tmp_path):
+        """A test takes no less than all: the floor of training is not its key, and 100 % is not below 100 %."""
+        path = tmp_path / "x.pyth"
+        state = classifier().state_dict()
+        del state["backbone.cls_token"]
+        torch.save({"model_state": state}, path)
+        message = message_of(init_from, classifier(), str(path), min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH")
+        assert "lacks backbone.cls_token;" in message and "TEST.CHECKPOINT_FILE_PATH" in message
+        assert "TRAIN." not in message and "%" not in message
+        torch.save({"model_state": {name: t for name, t in state.items() if "attn" not in name}}, path)
+        message = message_of(init_from, classifier(), str(path), min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH")
+        assert message.count("backbone.") == 8 and "and others" in message
+
     def test_moving_average_is_preferred_for_testing(self, tmp_path):
         path = tmp_path / "x.pyth"
         weights, average = classifier(seed=1).state_dict(), classifier(seed=2).state_dict()

@@ -15,6 +15,13 @@ def _reports_attention(cfg: CfgNode) -> bool:
     )
 
 
+def _has_one_lr(cfg: CfgNode) -> bool:
+    """Whether all that is trained follows one learning rate."""
+    if task_of(cfg) == "probe":
+        return set(cfg.PROBE.LRS) <= {cfg.SOLVER.BASE_LR}
+    return cfg.SOLVER.LAYER_DECAY == 1
+
+
 RUN_RULES: tuple[Rule, ...] = (
     (
         lambda c: c.DATA.TRAIN_CROP_TYPE != "padded",
@@ -154,8 +161,8 @@ RUN_RULES: tuple[Rule, ...] = (
         ("SOLVER.WARMUP_TO_BASE_LR",),
     ),
     (
-        lambda c: c.SOLVER.LAYER_DECAY == 1,
-        "acts with SOLVER.LAYER_DECAY below 1 only",
+        _has_one_lr,
+        "acts with several learning rates only: SOLVER.LAYER_DECAY below 1, or in TASK probe those of PROBE.LRS",
         ("SOLVER.COSINE_END_LR_ABSOLUTE", "SOLVER.WARMUP_START_LR_ABSOLUTE"),
     ),
     (
