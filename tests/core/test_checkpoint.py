@@ -23,12 +23,15 @@ from mfm_core.checkpoint import io
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state, save_atomic
+from mfm_core.checkpoint.saver import Saver
 from mfm_core.checkpoint.stand_ins import Forgotten
+from mfm_core.config import get_cfg, plan_run
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.nn.pos_embed import resample_positions
 from mfm_core.nn.vit import VisionTransformer
 from mfm_core.objective import Classifier
+from mfm_core.parallel.world import World
 
 
 def classifier(size=16, patch=8, width=24, depth=2, classes=3, cls_token=True, seed=0) -> Classifier:
@@ -233,6 +236,31 @@ class TestReading:
         assert "there is no checkpoint" in message_of(load_file_state, str(tmp_path / "absent.pyth"))
         assert str(tmp_path) in message_of(load_file_state, str(tmp_path))
         assert "s3://bucket/x.pyth" in message_of(load_file_state, "s3://bucket/x.pyth")
+
+
+class FailingSaver(Saver):
+    """Its writing ends with `error`."""
+
+    error: Exception
+
+    def _prepare(self, state, path):
+        def work():
+            raise self.error
+
+        return work
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("x"), pickle.PicklingError("no"), OSError("disk")])
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_save_that_failed_for_whatever_reason_is_none(tmp_path, error, background):
+    cfg = get_cfg()
+    saver = FailingSaver(tmp_path, plan_run(cfg, files=1000, world_size=1), cfg, World(), background)
+    saver.error = error
+    saver.start(types.SimpleNamespace(step=3))
+    outcome = saver.outcome(wait=True)
+    assert outcome.error is not None and str(outcome.path) in outcome.error
+    assert ("memory" in outcome.error) == isinstance(error, MemoryError)
 
 
 class TestInitFrom:
