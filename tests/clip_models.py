@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fvcore.common.config import CfgNode
+from pyslowfast_names import pyslowfast_name
 
-from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.config import get_cfg
 from mfm_core.objective import MaskedAutoencoder
 

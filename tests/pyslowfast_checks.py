@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from pyslowfast_names import pyslowfast_name
 from torch import Tensor, nn
 
-from mfm_core.checkpoint.formats import pyslowfast_name
-from mfm_core.optim.build import build_optimizer, set_lr
+from mfm_core.optim.build import build_optimizer, follow
 from mfm_core.parallel.strategy import Single
 from mfm_core.parallel.world import World
 
@@ -28,7 +28,7 @@ def check_steps(model: nn.Module, cfg, case: dict, io: dict[str, Tensor], loss_o
     """Losses before, between and after the case's optimizer steps, and gradient norms before clipping."""
     steps = case["config"]["train_steps"]
     optimizer, strategy = build_optimizer(model, cfg), Single(World())
-    set_lr(optimizer, steps["lr"])
+    follow(optimizer, lambda scale: scale * steps["lr"])
     losses, norms = [], []
     for _ in range(steps["n"]):
         optimizer.zero_grad()

@@ -16,11 +16,11 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 from golden_cases import cases, load_case
+from pyslowfast_names import pyslowfast_name
 from safetensors.torch import save_file
 from torch import nn
 
 from mfm_core.checkpoint import io
-from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state, save_atomic
 from mfm_core.checkpoint.saver import Saver

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from operator import mul
 
 import pytest
 import torch
 from golden_cases import cases, load_case
 
-from mfm_core.optim.build import set_lr
+from mfm_core.optim.build import follow
 from mfm_core.optim.lars import LARS
 
 
@@ -26,7 +28,7 @@ def test_golden(folder):
     for group in optimizer.param_groups:
         group["lr_scale"] = 1.0
     for step, lr in enumerate(config["lr_per_step"]):
-        set_lr(optimizer, lr)
+        follow(optimizer, partial(mul, lr))
         for name, parameter in parameters.items():
             parameter.grad = io.get(f"in_grad_step{step}_{name}")
             absent = step in config["grad_is_none_at_steps"].get(name, [])

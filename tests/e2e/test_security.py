@@ -19,7 +19,6 @@ from tiny_runs import QUIET, tiny_config
 
 from mfm_core.checkpoint.io import load_file_state
 from mfm_core.config import load_config
-from mfm_core.engine.score_file import load_scores
 from mfm_core.errors import UserError
 from mfm_core.probe.store import load_features
 from mfm_core.report.html import write_report
@@ -145,11 +144,8 @@ def test_values_on_the_command_line(key, trap, capsys):
 def test_caches(trap, tmp_path):
     for form in ("torch", "legacy", "pickle"):
         assert load_features(write(tmp_path / "features.safetensors", trap, form), {}) is None
-        with pytest.raises(UserError):
-            load_scores(write(tmp_path / "scores.safetensors", trap, form))
-    save_file({"a": torch.ones(1)}, tmp_path / "scores.safetensors", {"videos": yaml_trap(trap)})
-    with pytest.raises(UserError):
-        load_scores(tmp_path / "scores.safetensors")
+    save_file({"features": torch.ones(1)}, tmp_path / "features.safetensors", {"identity": yaml_trap(trap)})
+    assert load_features(tmp_path / "features.safetensors", {}) is None
 
 
 def test_names_are_text_in_the_report(tmp_path):

@@ -14,9 +14,9 @@ import torch
 from clips import moving, truncate, write_clip, write_sound
 from entry_point import run_net
 from paths import CONFIGS, TOOLS
+from score_files import load_scores
 from tiny_runs import QUIET, last_state, log_of, tiny_clip_config
 
-from mfm_core.engine.score_file import load_scores
 from mfm_video.entry import main
 
 PRETRAIN, FINETUNE = (str(CONFIGS / "demo_video" / f"{name}.yaml") for name in ("pretrain", "finetune"))

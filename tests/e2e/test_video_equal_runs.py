@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from score_files import load_scores
 from tiny_runs import QUIET, assert_same, last_state, log_of, tiny_clip_config
 
-from mfm_core.engine.score_file import load_scores
 from mfm_core.parallel.launch import launch
 from mfm_video.entry import main
 

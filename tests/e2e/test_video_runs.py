@@ -11,11 +11,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from score_files import load_scores
 from tiny_runs import PRETRAINED_BY, QUIET, last_state, log_of, tiny_clip_config
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.data.loader import Loader
-from mfm_core.engine.score_file import load_scores
 from mfm_core.interfaces import SampleKey
 from mfm_core.monitor.meters import Throughput
 from mfm_video.data.build import train_dataset

@@ -13,7 +13,7 @@ from paths import CONFIGS
 from mfm_core.config import flatten, load_config, validate
 from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES, plan_run
 from mfm_core.methods.parts import masks_from_cfg
-from mfm_core.optim.build import build_optimizer, set_lr
+from mfm_core.optim.build import build_optimizer, follow
 from mfm_image.data.build import train_transform
 from mfm_image.models import build_model
 
@@ -83,7 +83,7 @@ def test_a_step_of_a_small_copy(path):
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg)
-    set_lr(optimizer, cfg.SOLVER.BASE_LR)
+    follow(optimizer, lambda scale: scale * cfg.SOLVER.BASE_LR)
     images = torch.randn(2, 3, 4 * patch, 4 * patch)
     masker, generator = masks_from_cfg(cfg, model.backbone.grid), torch.Generator().manual_seed(0)
     mask = torch.stack([masker(generator, image) for image in images])

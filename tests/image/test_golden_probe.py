@@ -9,7 +9,7 @@ from golden_cases import cases, load_case
 
 from mfm_core.config import get_cfg
 from mfm_core.heads.probe import ProbeHead
-from mfm_core.optim.build import build_optimizer, set_lr
+from mfm_core.optim.build import build_optimizer, follow
 from mfm_image.models import build_model
 
 MAE_NAMES = (("norm.", "head.norm."), ("head.0.", "head.batch_norm."), ("head.1.", "head.probes.0."))
@@ -126,7 +126,7 @@ def test_mmpretrain(folder):
 
     model.load_state_dict(weights)
     optimizer = build_optimizer(model, cfg)
-    set_lr(optimizer, 6.4)  # as the case's notes say
+    follow(optimizer, lambda scale: scale * 6.4)  # as the case's notes say
     losses = []
     for _ in io["out_linear_lars_losses"]:
         optimizer.zero_grad()

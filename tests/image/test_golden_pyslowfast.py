@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from golden_cases import cases, load_case
 from pyslowfast_checks import check_gradients, check_steps
+from pyslowfast_names import pyslowfast_name
 
-from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import get_cfg
 from mfm_core.losses.classification import soft_cross_entropy

@@ -10,7 +10,7 @@ from paths import CONFIGS
 from mfm_core.config import load_config, plan_run
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.methods.parts import masks_from_cfg
-from mfm_core.optim.build import build_optimizer, set_lr
+from mfm_core.optim.build import build_optimizer, follow
 from mfm_image.backbones import resnet
 from mfm_image.data.build import train_transform
 from mfm_image.models import build_model, example_input
@@ -173,7 +173,7 @@ def test_small_copy_learns(path, monkeypatch):
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg)
-    set_lr(optimizer, cfg.SOLVER.BASE_LR)
+    follow(optimizer, lambda scale: scale * cfg.SOLVER.BASE_LR)
     images, generator = torch.randn(4, 3, 64, 64).cumsum(-1).cumsum(-2) / 64, torch.Generator().manual_seed(0)
     masks = masks_from_cfg(cfg, model.backbone.grid)
     mask = torch.stack([masks(generator, image) for image in images])

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from golden_cases import cases, load_case
 from mvit_cases import config_of, recipe
 from pyslowfast_checks import check_gradients, check_groups, check_steps
+from pyslowfast_names import pyslowfast_name
 
-from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config.plan import arch_of
 from mfm_core.engine.dry_run import forward_macs

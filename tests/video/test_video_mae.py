@@ -14,7 +14,7 @@ from mfm_core.config import validate
 from mfm_core.errors import UserError
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.nn.pos_embed import SeparablePositions, sincos_1d, sincos_2d, sincos_3d
-from mfm_core.optim.build import build_optimizer, set_lr
+from mfm_core.optim.build import build_optimizer, follow
 from mfm_core.targets.pixel import PixelTarget
 from mfm_video.models import build_model
 
@@ -201,7 +201,7 @@ def twenty_steps():
     cfg.SOLVER.OPTIMIZING_METHOD, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.BETAS = "adamw", 0.05, (0.9, 0.95)
     model, clips, mask = model_and_batch(cfg)
     optimizer = build_optimizer(model, cfg)
-    set_lr(optimizer, 5e-3)
+    follow(optimizer, lambda scale: scale * 5e-3)
     losses = []
     for _ in range(20):
         loss = model(clips, mask).loss

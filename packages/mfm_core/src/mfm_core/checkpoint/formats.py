@@ -75,14 +75,3 @@ def _find_weights(content: Any, average: bool) -> State:
                 name = name.removeprefix(wrapper)
             tensors[name] = value
     return tensors
-
-
-def pyslowfast_name(name: str) -> str:
-    """Our parameter name as PySlowFast calls it; the inverse of its tables for classifiers and MaskFeat."""
-    if name.startswith("head.norm."):
-        return name.removeprefix("head.")
-    if name.startswith(("head.transforms.", "head.projections.")):
-        return f"pred_{name}"
-    if name.startswith("backbone.pos_embed."):
-        return "pos_embed_" + name.rpartition(".")[2].replace("cls", "class")
-    return name.removeprefix("backbone.").removeprefix("corruption.")

@@ -87,11 +87,6 @@ def _spared(model: nn.Module, cls_and_positions: bool, tables: Collection[str]) 
     return names | (model.no_weight_decay() if cls_and_positions else set())
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives each group `lr` times its `lr_scale`."""
-    follow(optimizer, lambda lr_scale: lr * lr_scale)
-
-
 def follow(optimizer: torch.optim.Optimizer, lr_of: Callable[[float], float]) -> None:
     """Gives each group what `lr_of` says for its `lr_scale`."""
     for group in optimizer.param_groups:
