@@ -128,10 +128,11 @@ class AvVideo:
         A packet may hold a picture that is never shown (VP8); the frame after it then stands for it.
         """
         targets = deque(self._index.times[index] for index in run)
-        wanted, sparse = set(targets), self.codec in SKIPPABLE
+        wanted, sparse, skips = set(targets), self.codec in SKIPPABLE, None
         for packet in self._packets_from(self._index.begin(run[0])):
-            if sparse:
-                self._codec.skip_frame = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
+            skip = sparse and packet is not None and packet.pts not in wanted
+            if skip is not skips:  # telling the decoder takes longer than asking
+                self._codec.skip_frame, skips = "NONREF" if skip else "DEFAULT", skip
             for frame in self._codec.decode(packet):
                 while targets and frame.pts is not None and targets[0] <= frame.pts:
                     yield frame
