@@ -9,7 +9,7 @@ SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
 
 help:
 	@echo "make demo           make the demo data, pre-train, fine-tune, write the report (about 5 minutes on 2 cores)"
-	@echo "make demo-video     the same with clips: MaskFeat on a small MViTv2, a test by several views"
+	@echo "make demo-video     the same with clips: MaskFeat on a small MViTv2, a test by several views (6 to 7 minutes of one core)"
 	@echo "make test           all tests"
 	@echo "make test-packages  installs core + image, and core + video, alone in environments of their own and runs their tests there"
 	@echo "make lint           ruff"
@@ -40,7 +40,7 @@ demo-video: setup
 	@echo "Open runs/demo_video/report.html"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 # Environments with core and one modality alone: nothing else that was installed beside them. They see the large torch
 # wheels of the first through links, to save their download.

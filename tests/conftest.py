@@ -14,6 +14,16 @@ from photos import picture  # noqa: E402
 from web import Site, ask_anew  # noqa: E402
 
 
+def pytest_terminal_summary(terminalreporter):
+    """The numbers that tests `record_property("told", …)`: pytest keeps what passing tests print to itself."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    told = [value for report in reports for name, value in report.user_properties if name == "told"]
+    if told:
+        terminalreporter.section("measured")
+        for line in told:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory):
     """3 classes with 8 training and 2 validation JPEG files each, of different sizes."""

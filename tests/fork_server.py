@@ -17,7 +17,7 @@ from pathlib import Path
 
 TRAIN, SAVE, SAVED, EVALUATE, EVALUATED = "t", "s", "S", "e", "E"
 SLOW_DISK_S = 0.03
-"""What forcing a checkpoint to disk takes at least, so that a kill can fall into it."""
+"""What forcing a file to disk takes at least, so that a kill can fall into a save."""
 
 
 class ForkServer:
@@ -145,7 +145,7 @@ def _instrument(marks: int, faults: dict) -> None:
     """
     from functools import partial
 
-    from mfm_core.checkpoint import resume
+    from mfm_core.checkpoint.saver import Saver
     from mfm_core.engine.trainer import Trainer
     from mfm_core.errors import UserError
     from mfm_core.parallel import launch
@@ -162,19 +162,12 @@ def _instrument(marks: int, faults: dict) -> None:
 
         return call
 
-    force, save, step = os.fsync, resume.save_atomic, Trainer.train_step
+    force, step = os.fsync, Trainer.train_step
 
-    def slow_save(*arguments, **keywords):
-        def slow(handle):
-            time.sleep(SLOW_DISK_S / 2)
-            force(handle)
-            time.sleep(SLOW_DISK_S / 2)
-
-        os.fsync = slow
-        try:
-            return save(*arguments, **keywords)
-        finally:
-            os.fsync = force
+    def slow_force(handle):
+        time.sleep(SLOW_DISK_S / 2)
+        force(handle)
+        time.sleep(SLOW_DISK_S / 2)
 
     def faulty_step(trainer, batch):
         if faults.get("rank") == trainer.world.rank and faults["step"] == trainer.state.step:
@@ -184,7 +177,8 @@ def _instrument(marks: int, faults: dict) -> None:
                 raise {"UserError": UserError, "RuntimeError": RuntimeError}[faults["error"]]("only here")
         return step(trainer, batch)
 
-    resume.save_atomic = marked(slow_save, SAVE, SAVED)
+    os.fsync = slow_force
+    Saver._run = marked(Saver._run, SAVE, SAVED)  # in its thread, where that is how it saves
     Trainer.train_step = marked(faulty_step, TRAIN, "")
     Trainer.log_epoch = marked(Trainer.log_epoch, EVALUATE, EVALUATED)
     start = launch.mp.start_processes

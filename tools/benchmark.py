@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from benchmark_attention import benchmark_attention
 from benchmark_mae import benchmark_mae
+from benchmark_methods import benchmark_methods
 from benchmark_plain import plain_hog
 from benchmark_step import benchmark_mfm, benchmark_step
 from benchmark_timing import Row, median_times, pictures, threads_of
@@ -94,6 +95,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "step": benchmark_step,
     "mae": benchmark_mae,
     "mfm": benchmark_mfm,
+    "methods": benchmark_methods,
     "loader": benchmark_loader,
     "decode": benchmark_decode,
     "mvit": benchmark_mvit,

@@ -1,8 +1,9 @@
 """Images per second and core: our image data set beside torchvision's ImageFolder with the same transforms
-(RandAugment and random erasing, in the row that has them, are timm's on both sides).
+(RandAugment and random erasing, in the row that has them, are timm's on both sides, there on images of PIL).
 
 Both read the same JPEG files (made here, seeded; 500x375 and larger), in this process, on one thread, in turns; the
-best round of each counts. `python tools/benchmark_loader.py`
+median round of each counts (the best would be the one whose policy drew the cheapest operations).
+`python tools/benchmark_loader.py`
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -96,7 +98,7 @@ def seconds_per_image(load: Callable[[int], object], count: int) -> float:
 
 
 def compare(root: Path, ours: Callable, theirs: Callable, rounds: int) -> tuple[float, float]:
-    """Images per second of both, the best of `rounds` that take turns."""
+    """Images per second of both, the median of `rounds` that take turns."""
     folder = ImageFolder(root, "train")
     dataset, reference = ImageDataset(folder, ours), TorchvisionFolder(str(root / "train"), theirs)
     times = [
@@ -106,7 +108,7 @@ def compare(root: Path, ours: Callable, theirs: Callable, rounds: int) -> tuple[
         )
         for epoch in range(rounds)
     ]
-    return 1 / min(t[0] for t in times), 1 / min(t[1] for t in times)
+    return 1 / median(t[0] for t in times), 1 / median(t[1] for t in times)
 
 
 def rows(count: int = 100, rounds: int = 7, sizes: tuple = ((500, 375), (2000, 1500))) -> list[dict]:

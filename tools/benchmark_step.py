@@ -220,7 +220,7 @@ def step_under(
 ) -> Callable:
     """One call of the training loop's step on `model`, which the strategy may take apart; batch: this process's."""
     device = batch.inputs.device
-    guard = StepGuard(device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, False, cfg.LOG_PERIOD)
+    guard = StepGuard.from_cfg(cfg, device, "fp32")
     strategy.shard(model)
     state = TrainState(
         model=model,

@@ -37,7 +37,7 @@ RECIPES = {
     "MViTv2-L, MaskFeat": (VIDEOS, "masked_ssl/k400_MVITv2_L_16x4_MaskFeat_PT"),
 }
 PRECISION = "bf16"
-GPUS = (8, 64, 512)
+GPUS = (2, 8, 64, 512)
 ROWS = (
     # what the row is called, DIST.STRATEGY, its options
     ("`sharded_ddp`", "sharded_ddp", {}),

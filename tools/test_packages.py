@@ -4,7 +4,7 @@
 
 The environment holds what `pip install packages/mfm_core packages/mfm_image` brings and pytest, nothing else; in
 particular nothing of the other modality. The torch wheels, gigabytes, are linked from another environment instead of
-downloaded.
+downloaded. Tests marked slow are left out: `make test` runs them, and what they tell is not about packages.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def run_alone(modality: str, torch_from: Path) -> int:
     if subprocess.run([python, "-c", check]).returncode:
         print(f"{environment} has one of {', '.join(absent)}: the test would prove nothing", file=sys.stderr)
         return 1
-    return subprocess.run([python, "-m", "pytest", "-n", "auto", f"tests/{modality}"], cwd=REPOSITORY).returncode
+    tests = ["-n", "auto", "-m", "not slow", f"tests/{modality}"]
+    return subprocess.run([python, "-m", "pytest", *tests], cwd=REPOSITORY).returncode
 
 
 def main() -> int:

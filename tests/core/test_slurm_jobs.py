@@ -17,6 +17,7 @@ from mfm_core.config.defaults import get_cfg
 from mfm_core.errors import UserError
 from mfm_core.parallel import slurm
 
+pytestmark = pytest.mark.xdist_group("slurm jobs")  # what they share is made once
 STUB = Path(__file__).parent.parent / "job_stub.py"
 
 pytest.importorskip("submitit", reason="submitit is not installed")

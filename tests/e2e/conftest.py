@@ -1,7 +1,10 @@
 """For whole runs."""
 
+import multiprocessing
+
 import pytest
 import torch
+import torch.multiprocessing
 from clips import write_lists
 from entry_point import run_net
 from tiny_runs import PRETRAINED_BY, QUIET, tiny_clip_config
@@ -17,6 +20,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_by_fork():
+    """A run's processes are forks of one that has imported everything, which each would do for four seconds else.
+
+    Like those that are spawned they know nothing of this process; runs of the command itself spawn theirs.
+    """
+    multiprocessing.set_forkserver_preload(["torch.utils.tensorboard", "mfm_image.entry", "mfm_video.entry"])
+    start = torch.multiprocessing.start_processes
+
+    def start_by_fork(*arguments, **keywords):
+        return start(*arguments, **{**keywords, "start_method": "forkserver"})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.multiprocessing, "start_processes", start_by_fork)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -334,11 +334,24 @@ class TestGuard:
         one, two = (torch.load(tmp_path / f"checkpoints/checkpoint_step_0000000{i}.pyth") for i in (1, 2))
         assert_same(one, two)
 
-    def test_explosion(self, faulty, photo_folder, tmp_path, error_of):
+    @pytest.mark.parametrize("remedy", ["stop", "skip"])
+    def test_explosion(self, remedy, faulty, photo_folder, tmp_path, error_of):
+        """TRAIN.EXPLOSION says what it does, whatever TRAIN.NONFINITE says; the step and its files are named."""
         faulty({3: 50.0})
-        overrides = ["TRAIN.KILL_LOSS_EXPLOSION_FACTOR", "3.0", "TRAIN.NONFINITE", "skip", *ONE_EPOCH]
-        error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *overrides))
-        assert "at step 2 " in error
+        other = {"stop": "skip", "skip": "stop"}[remedy]
+        overrides = ["TRAIN.KILL_LOSS_EXPLOSION_FACTOR", "3.0", "TRAIN.EXPLOSION", remedy, "TRAIN.NONFINITE", other]
+        overrides += ["TRAIN.CHECKPOINT_STEPS", "1", *ONE_EPOCH]
+        cfg = tiny_config("pretrain", photo_folder, tmp_path, *overrides)
+        if remedy == "stop":
+            said = error_of(cfg)
+            assert "Training stopped: at step 2 " in said and last_state(tmp_path)["step"] == 2
+        else:
+            assert main(cfg) == 0
+            (said,) = [line["message"] for line in log_of(tmp_path, "warning") if "skipped" in line["message"]]
+            states = [torch.load(path) for path in sorted((tmp_path / "checkpoints").glob("*.pyth"))]
+            before, after = (next(s for s in states if s["step"] == step) for step in (2, 3))
+            assert_same(before, after)
+        assert "running mean" in said and len(re.findall(re.escape(f"{photo_folder}/train/"), said)) == 8
 
     def test_a_stop_on_request_saves_no_fault(self, faulty, photo_folder, tmp_path, error_of):
         """The fault comes at the step the run is told to stop after, between two logging steps."""

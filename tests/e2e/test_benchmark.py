@@ -20,6 +20,7 @@ CASES = {
     "step": ("--batch", "2", "--set", *TINY, *SMALL, "MASK.PRETRAIN_DEPTH", "[1]"),
     "mae": ("--batch", "2", "--set", *TINY, *DECODER, *SMALL),
     "mfm": ("--batch", "2", "--set", *TINY, *SMALL),
+    "methods": ("--batch", "2", "--set", *TINY, *SMALL, "MVIT.DEPTH", "12"),
     "loader": ("--photos", "20"),
     "decode": ("--frames", "80"),
     "mvit": ("--batch", "2", "--set", *BLOCKS, *STRIDES, *CLIPS, *SMALL),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from paths import CONFIGS, REPOSITORY, TOOLS
@@ -15,6 +18,7 @@ from tiny_runs import QUIET, TINY, assert_same, last_state, tiny_config
 from mfm_core.parallel.launch import launch
 from mfm_image.entry import main
 
+ON_LOOPBACK = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 SUICIDE = REPOSITORY / "tests" / "killed_run.py"
 TWENTY_STEPS = ["SOLVER.MAX_EPOCH", "10", "TRAIN.BATCH_SIZE", "12", "SOLVER.WARMUP_EPOCHS", "1.0"]
 CASES = {
@@ -49,8 +53,7 @@ def test_torchrun_resumes_what_one_process_began(photo_folder, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [TOOLS / "run_net.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
     command += ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path / "run", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(c) for c in command], env=ON_LOOPBACK, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "continuing from" in done.stdout
     assert_same(last_state(tmp_path / "whole"), last_state(tmp_path / "run"), atol=1e-5)
@@ -67,9 +70,8 @@ def test_two_machines_equal_one(photo_folder, tmp_path):
     command += ["--init_method", address, *TINY, "MASK.PRETRAIN_DEPTH", "[1]", "NUM_SHARDS", "2"]
     command += ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path / "two", *overrides]
     command += ["TRAIN.BATCH_SIZE", "6"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     machines = [
-        subprocess.Popen([*map(str, command), "--shard_id", str(shard)], env=environment, stdout=subprocess.DEVNULL)
+        subprocess.Popen([*map(str, command), "--shard_id", str(shard)], env=ON_LOOPBACK, stdout=subprocess.DEVNULL)
         for shard in (0, 1)
     ]
     assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
@@ -85,8 +87,8 @@ def test_another_number_of_machines_keeps_the_batch(photo_folder, tmp_path):
     command += [*overrides, "TRAIN.BATCH_SIZE", "6", "TRAIN.STOP_STEP", "3"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
-    alone = {**os.environ, **address, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    alone = {**ON_LOOPBACK, **address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
     machines = [
         subprocess.Popen([*map(str, command)], env={**alone, "RANK": rank}, stdout=subprocess.DEVNULL) for rank in "01"
     ]
@@ -119,13 +121,64 @@ def test_torchrun_without_restarts_continues_by_the_same_command(photo_folder, t
     assert_same(last_state(tmp_path / "whole"), last_state(tmp_path / "run"), atol=1e-5)
 
 
+def test_machines_that_fail_and_come(photo_folder, tmp_path):
+    """One of two agents is killed with its worker, the one of rank 0: the other goes on alone, until a third comes.
+
+    Each machine brings 6 files, and the one that is left takes all 12: the end is that of one process.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "run" / "log.txt"
+    agents = [_agent(photo_folder, tmp_path, port, "failing", hosts=False, KILLED_NODE="1")]  # before: lower is rank 0
+    try:
+        agents.append(_agent(photo_folder, tmp_path, port, "staying", hosts=True, PAUSED_ALONE="1"))
+        assert agents[0].wait(timeout=300) == -signal.SIGKILL
+        deadline = time.monotonic() + 300
+        while "1 process(es) on cpu" not in log.read_text():
+            assert time.monotonic() < deadline and agents[1].poll() is None, (tmp_path / "staying.txt").read_text()
+            time.sleep(0.2)
+        agents.append(_agent(photo_folder, tmp_path, port, "coming", hosts=False, PAUSED_ALONE="1"))
+        codes = [agent.wait(timeout=300) for agent in agents[1:]]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+    said = {name: (tmp_path / f"{name}.txt").read_text() for name in ("failing", "staying", "coming")}
+    assert codes == [0, 0], said
+    assert re.findall(r"(\d) process\(es\) on cpu", log.read_text()) == ["2", "1", "2"]
+    assert re.findall(r"\(step (\d) of 8\)", log.read_text()) == ["3", "5"], "saved each step, and what SIGTERM found"
+    assert "2 process(es) on cpu" in said["failing"], "rank 0 was on the machine that failed"
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *ELASTIC)) == 0
+    whole, run = last_state(tmp_path / "whole"), last_state(tmp_path / "run")
+    assert whole["step"] == run["step"] == 8
+    assert_same(whole, run, atol=1e-5)
+
+
+def _agent(data, folder, port: int, name: str, hosts: bool, **more: str) -> subprocess.Popen:
+    """A torchrun for one machine of one or two; what it says goes to folder/name.txt. hosts: keeps the rendezvous."""
+    options = ["--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts", "1", "--local_addr", "127.0.0.1"]
+    options += ["--rdzv_backend", "c10d", "--rdzv_id", "test", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_conf"]
+    options += [f"is_host={str(hosts).lower()},last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"]
+    command = _killed_run(data, folder, *options, killed_at=3)
+    command += ["TRAIN.BATCH_SIZE", "6", "DIST.TIMEOUT", "60"]
+    environment = {**ON_LOOPBACK, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **more}
+    with open(folder / f"{name}.txt", "w") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
 def _torchrun(data, folder, *options, killed_at: int) -> subprocess.CompletedProcess:
     """Two processes under torchrun, of which rank 1 kills itself once, in step `killed_at`; output in folder/run."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
+    command = _killed_run(data, folder, "--standalone", "--nproc_per_node", "2", *options, killed_at=killed_at)
+    return subprocess.run(command, env=ON_LOOPBACK, capture_output=True, text=True, timeout=600)
+
+
+def _killed_run(data, folder, *options, killed_at: int) -> list[str]:
+    """The command of a torchrun with these options that starts `killed_run`."""
+    command = [sys.executable, "-m", "torch.distributed.run", *options]
     command += [SUICIDE, folder / "killed", killed_at, "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY]
     command += ["MASK.PRETRAIN_DEPTH", "[1]", "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", folder / "run", *ELASTIC]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, timeout=600)
+    return [str(word) for word in command]
 
 
 def _epoch_lines(path) -> list[dict]:

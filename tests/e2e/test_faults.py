@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,14 +15,28 @@ from fork_server import EVALUATE, EVALUATED, SAVE, SAVED, TRAIN, ForkServer
 from paths import CONFIGS
 from tiny_runs import QUIET, TINY, assert_same, last_state, log_of
 
+from mfm_core.checkpoint.io import load_file_state
+from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_core.data.sampler import TrainSampler
 
-KILLS = int(os.environ.get("MFM_FAULT_KILLS", "6"))
+KILLS = int(os.environ.get("MFM_FAULT_KILLS", "20"))
 SEED = int(os.environ.get("MFM_FAULT_SEED", "0"))
+STEPS = 3
+"""In an epoch."""
 BOUND_S = 90.0
 """Until all processes of a run with a dead one are gone; ten times what it takes, for a busy machine."""
-EPOCHS = 3 + 3 * KILLS // 2
-"""No start gets further than an epoch and a half, on average over the three kinds of kills."""
+START = ""
+"""The phase before any mark: joining, building, resuming."""
+WAYS = {
+    # what is killed; how it saves; how often, and in the midst of what
+    "one file": ([], KILLS, (TRAIN, SAVE, EVALUATE, TRAIN, SAVE, EVALUATE, START)),
+    "parts, in the background": (
+        ["DIST.STRATEGY", "fsdp2", "TRAIN.CHECKPOINT_FORMAT", "sharded", "TRAIN.CHECKPOINT_ASYNC", "True"],
+        -(-KILLS // 2),
+        (SAVE, SAVE, SAVE, TRAIN, SAVE),
+    ),
+    "one file, in the background": (["TRAIN.CHECKPOINT_ASYNC", "True"], -(-KILLS // 4), (SAVE,)),
+}
 TWO = [
     *("--cfg", CONFIGS / "demo" / "pretrain.yaml"),
     *TINY,
@@ -29,7 +44,7 @@ TWO = [
     *("MASK.PRETRAIN_DEPTH", "[1]"),
     *("NUM_GPUS", "2"),
     *("MONITOR.PERIOD", "1"),
-    *("SOLVER.MAX_EPOCH", EPOCHS),
+    *("SOLVER.MAX_EPOCH", "8"),
     *("TRAIN.EMA_DECAY", "0.9"),
     *("TRAIN.CHECKPOINT_PERIOD", "1"),
     *("TRAIN.CHECKPOINT_STEPS", "2"),
@@ -63,39 +78,65 @@ def phase_of(marks: str) -> str:
     """What the main process was doing when the marks broke off."""
     if marks.count(SAVE) > marks.count(SAVED):
         return SAVE
-    return EVALUATE if marks.count(EVALUATE) > marks.count(EVALUATED) else TRAIN
+    if marks.count(EVALUATE) > marks.count(EVALUATED):
+        return EVALUATE
+    return TRAIN if marks else START
 
 
-def test_killed_again_and_again(server, photo_folder, tmp_path):
+def newest(output: Path) -> dict:
+    """What the newest checkpoint holds, which must be readable."""
+    return load_file_state(str(newest_checkpoint(output / "checkpoints")))
+
+
+def assert_nothing_lost(output: Path) -> None:
+    """What the log says is saved is there, or something newer."""
+    log = output / "log.txt"
+    saved = re.findall(r"saved .*checkpoint_(epoch|step)_(\d+)", log.read_text()) if log.exists() else []
+    if saved:
+        steps = [int(number) * (STEPS if kind == "epoch" else 1) for kind, number in saved]
+        assert newest(output)["step"] >= max(steps)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_again_and_again(way, server, photo_folder, tmp_path, record_property):
     """kill -9 in steps, in saves and in evaluations, of the whole run or of one rank: the same weights and the same
-    log, bit for bit. MFM_FAULT_KILLS says how often (in CI few)."""
-    data = ["DATA.PATH_TO_DATA_DIR", photo_folder]
-    server.start([*TWO, *data, "OUTPUT_DIR", tmp_path / "whole"])
+    log, bit for bit. MFM_FAULT_KILLS says how often."""
+    saving, kills, phases = WAYS[way]
+    epochs = 3 + 3 * kills // 2  # no start gets further than an epoch and a half, on average over the kinds of kills
+    command = [*TWO, *saving, "SOLVER.MAX_EPOCH", epochs, "DATA.PATH_TO_DATA_DIR", photo_folder]
+    server.start([*command, "OUTPUT_DIR", tmp_path / "whole"])
     assert server.wait(600.0) == 0, server.output.read_text()[-2000:]
     server.close_marks()
 
     draw, output, fell = random.Random(SEED), tmp_path / "run", []
-    aims = [(TRAIN, SAVE, EVALUATE)[i % 3] for i in range(KILLS)]
+    aims = [phases[i % len(phases)] for i in range(kills)]
     draw.shuffle(aims)
     for i, aim in enumerate(aims):
-        pid = server.start([*TWO, *data, "OUTPUT_DIR", output])
-        marks = wait_for(server, aim, draw.randint(1, 4 if aim == TRAIN else 2))
-        time.sleep(draw.uniform(0.0, 0.03))
-        marks += kill(server, pid, victim=draw.choice((0, 1)) if i % 6 == 5 else None)
-        fell.append(phase_of(marks))
-    server.start([*TWO, *data, "OUTPUT_DIR", output])
+        pid = server.start([*command, "OUTPUT_DIR", output])
+        fell.append(kill_at(aim, server, pid, draw, victim=draw.choice((0, 1)) if aim and i % 5 == 4 else None))
+        assert_nothing_lost(output)
+    server.start([*command, "OUTPUT_DIR", output])
     assert server.wait(600.0) == 0, server.output.read_text()[-2000:]
     server.close_marks()
 
-    print(f"{KILLS} kills fell into: " + ", ".join(f"{kind} {fell.count(kind)}" for kind in (TRAIN, SAVE, EVALUATE)))
-    assert {TRAIN, SAVE, EVALUATE} <= set(fell) or KILLS < 6
-    assert_same(last_state(tmp_path / "whole"), last_state(output))
-    for kind, key, numbers in (("step", "step", range(1, 3 * EPOCHS + 1)), ("epoch", "epoch", range(EPOCHS + 1))):
+    names = {START: "start", TRAIN: "step", SAVE: "save", EVALUATE: "evaluation"}
+    counts = ", ".join(f"{name} {fell.count(phase)}" for phase, name in names.items())
+    record_property("told", f"{kills} kills of two processes ({way}) fell into: {counts}")
+    assert set(phases) - {START} <= set(fell) or kills < len(phases)
+    assert_same(newest(tmp_path / "whole"), newest(output))
+    for kind, key, numbers in (("step", "step", range(1, STEPS * epochs + 1)), ("epoch", "epoch", range(epochs + 1))):
         whole, run = log_of(tmp_path / "whole", kind), log_of(output, kind)
         assert [line[key] for line in run] == [line[key] for line in whole] == list(numbers)
         for one, other in zip(whole, run):
             assert all(one.get(name) == other.get(name) for name in ("loss", "grad_norm", "train_loss", "val_loss"))
     assert len(list((output / "checkpoints").iterdir())) == 2
+
+
+def kill_at(aim: str, server: ForkServer, pid: int, draw: random.Random, victim: int | None) -> str:
+    """Kills a run when it has come to what is aimed at, and a random moment later; what it was really doing."""
+    marks = wait_for(server, aim, draw.randint(1, 4 if aim == TRAIN else 2)) if aim else ""
+    time.sleep(draw.uniform(0.0, 0.03 if aim else 1.0))
+    return phase_of(marks + kill(server, pid, victim))
 
 
 def kill(server: ForkServer, pid: int, victim: int | None) -> str:

@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from itertools import product
@@ -16,6 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from killed_save import killed_save
 from paths import CONFIGS, TOOLS
 from strategy_runs import Case, in_world, steps_of, trainer_of
 from tiny_runs import QUIET, TINY, assert_same, last_state, tiny_config
@@ -33,6 +33,7 @@ from mfm_image.entry import main
 sys.path.append(str(TOOLS))
 import convert_checkpoint
 
+pytestmark = pytest.mark.xdist_group("sharded checkpoints")  # what they share is made once
 SHARDED = ["TRAIN.CHECKPOINT_FORMAT", "sharded", "TRAIN.EMA_DECAY", "0.9", *QUIET]
 ASYNC = ["TRAIN.CHECKPOINT_ASYNC", "True"]
 
@@ -122,28 +123,30 @@ def folders(output: Path) -> list[str]:
     return sorted(path.name for path in (output / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("again", [True, False], ids=["again", "new"])
-@pytest.mark.parametrize("moment", ["writing", "facts", "named", "done"])
-def test_killed_while_saving(moment, again, photo_folder, tmp_path):
-    """By SIGKILL, saving a step that is saved already, or the next: no moment costs what was there."""
-    if moment == "named" and not again:
-        pytest.skip("nothing has to make way for a new checkpoint")
-    steps = ["TRAIN.CHECKPOINT_STEPS", "2", *SHARDED]
-    assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *steps)) == 0
+OFTEN = ["TRAIN.CHECKPOINT_STEPS", "2", *SHARDED]
+
+
+@pytest.fixture(scope="module")
+def whole(photo_folder, tmp_path_factory):
+    """The folder of an undisturbed run that saves every other step."""
+    output = tmp_path_factory.mktemp("whole")
+    assert main(tiny_config("pretrain", photo_folder, output, *OFTEN)) == 0
+    return output
+
+
+@pytest.mark.parametrize(
+    ("moment", "again"),
+    # nothing has to make way for a new checkpoint
+    [pair for pair in product(("writing", "facts", "named", "done"), (True, False)) if pair != ("named", False)],
+)
+def test_killed_while_saving(moment, again, whole, photo_folder, tmp_path):
+    """By SIGKILL, saving a step that is saved already (again), or the next: no moment costs what was there."""
     run, stop = tmp_path / "run", ["TRAIN.STOP_STEP", "3"]
-    assert main(tiny_config("pretrain", photo_folder, run, *steps, *stop)) == 0
+    assert main(tiny_config("pretrain", photo_folder, run, *OFTEN, *stop)) == 0
     assert folders(run) == ["checkpoint_epoch_00001", "checkpoint_step_00000002"]
-    command = [sys.executable, "killed_save.py", moment, "1", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY]
-    command += ["MASK.PRETRAIN_DEPTH", "[1]", "DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", run, *steps]
-    done = subprocess.run(
-        [str(word) for word in (*command, *(stop if again else []))],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    command = ["--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
+    command += ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", run, *OFTEN, *(stop if again else [])]
+    assert killed_save(moment, command) == -signal.SIGKILL
     left = {name for name in folders(run) if not name.startswith(".")}
     expected = {"checkpoint_step_00000002", "checkpoint_epoch_00001"}
     if moment == "named":
@@ -153,8 +156,8 @@ def test_killed_while_saving(moment, again, photo_folder, tmp_path):
     assert left == expected
     for name in left:
         assert load_file_state(str(run / "checkpoints" / name))["step"] in (2, 3, 4)
-    assert main(tiny_config("pretrain", photo_folder, run, *steps, "TRAIN.CHECKPOINT_KEEP", "2")) == 0
-    assert_same(newest(run), newest(tmp_path / "whole"))
+    assert main(tiny_config("pretrain", photo_folder, run, *OFTEN, "TRAIN.CHECKPOINT_KEEP", "2")) == 0
+    assert_same(newest(run), newest(whole))
     assert folders(run) == ["checkpoint_epoch_00002", "checkpoint_step_00000004"]
 
 

@@ -1,4 +1,6 @@
-"""The bytes that the strategies' formulas promise are those that processes hold in a real step, on each of them."""
+"""The bytes that the strategies' formulas promise are those that processes hold in a real step, on each of them; and
+what they exchange in it.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ from mfm_core.parallel.world import World
 from mfm_image.models import build_model as build_images
 from mfm_video.models import build_model as build_videos
 
+pytestmark = pytest.mark.xdist_group("stored bytes")  # what they share is made once
 EMA = ("TRAIN.EMA_DECAY", 0.9)
 TWICE = ("TRAIN.ACCUM_STEPS", 2)
 WHOLE = ("DIST.RESHARD_AFTER_FORWARD", False)
@@ -42,7 +45,11 @@ CASES += [
     Case("fsdp2 whole", "fsdp2", overrides=WHOLE),
     Case("fsdp2 whole bf16", "fsdp2", overrides=WHOLE, precision="bf16"),
     Case("fsdp2 clips", "fsdp2", kind="mvit"),
+    Case("ddp accumulating", "ddp", overrides=TWICE, parts=2),
+    Case("fsdp2 accumulating", "fsdp2", overrides=TWICE, parts=2),
 ]
+EXCHANGES = {"ddp": "c10d::allreduce_", "sharded_ddp": "c10d::reduce_", "fsdp2": "c10d::_reduce_scatter_base_"}
+"""How each strategy's gradients travel."""
 
 
 def held_bytes(case: Case, world: World, folder: Path) -> dict[str, Any]:
@@ -59,7 +66,10 @@ def held_bytes(case: Case, world: World, folder: Path) -> dict[str, Any]:
         found["gradients"] = max(found["gradients"], _gradients(trainer))
 
     trainer.strategy.accumulate = watched
-    steps_of(trainer, 2)
+    steps_of(trainer, 1)
+    with torch.autograd.profiler.profile(use_kineto=False) as watch:
+        steps_of(trainer, 2)
+    found |= {name: sum(event.name == name for event in watch.function_events) for name in EXCHANGES.values()}
     found["parameters"] = _bytes(trainer.state.model.parameters())
     found["average"] = _bytes(trainer.state.average.parameters()) if trainer.average else 0
     slots = chain(*(slots.values() for slots in trainer.state.optimizer.state.values()))
@@ -117,6 +127,15 @@ def test_what_is_held(name, held):
     found = held[name]
     for part in ("parameters", "gradients", "optimizer", "average"):
         assert found[part] == found["promised"][part], part
+
+
+@pytest.mark.parametrize("strategy", EXCHANGES)
+def test_micro_batches_exchange_nothing_of_their_own(strategy, held):
+    """Only the last one's backward pass sends gradients: two micro-batches take as many messages as one."""
+    once, twice = held[f"{strategy} adamw"], held[f"{strategy} accumulating"]
+    for name in EXCHANGES.values():
+        assert once[name] == twice[name], name
+    assert once[EXCHANGES[strategy]] > (2 if strategy == "ddp" else 0)  # two are the loss's and the weights'
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES if case.strategy == "fsdp2"])

@@ -6,6 +6,7 @@ Each world of processes is started once and goes through all cases with the real
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ from strategy_runs import SOLVERS, Case, continue_case, furthest, furthest_momen
 
 from mfm_core.parallel.world import World
 
+pytestmark = pytest.mark.xdist_group("strategies")  # what they share is made once
 STRATEGIES = ("ddp", "sharded_ddp", "fsdp2")
 # A key's bias has no gradient but rounding noise, of which AdamW makes whole steps.
 ONE_BLOCK = ("MVIT.DEPTH", 1, "MASK.PRETRAIN_DEPTH", "[0]", "MVIT.QKV_BIAS", False)
@@ -57,10 +59,16 @@ def alone(tmp_path_factory):
     return Alone(tmp_path_factory.mktemp("alone"))
 
 
-def report(worst: dict[str, dict[str, float]], size: int | str) -> None:
-    for strategy, by in worst.items():
-        numbers = ", ".join(f"{what} {value:.1e}" for what, value in by.items())
-        print(f"{size} processes, {strategy}: worst differences from one process: {numbers}")
+@pytest.fixture
+def report(record_property):
+    """Prints the worst differences at the end of the test run."""
+
+    def report(worst: dict[str, dict[str, float]], size: int | str) -> None:
+        for strategy, by in worst.items():
+            numbers = ", ".join(f"{what} {value:.1e}" for what, value in by.items())
+            record_property("told", f"{size} processes, {strategy}: worst differences from one process: {numbers}")
+
+    return report
 
 
 def found_unused(strategy: str) -> tuple:
@@ -127,15 +135,15 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_every_strategy_equals_one_process(size, alone, tmp_path):
+def test_every_strategy_equals_one_process(size, alone, tmp_path, report):
     """20 steps of every optimizer and precision, what else there is, and resumed runs bit for bit; all in one world."""
     again = [Case(f"{s} again", s, steps=8, stop=4, overrides=AVERAGED) for s in STRATEGIES]
     refused = [case for case, _ in REFUSED]
     found = in_world(size, [*matrix(), *specials(size), *again, *reduced(), *refused], tmp_path)
-    check_matrix(size, found, alone)
-    check_specials(size, found, alone)
+    check_matrix(size, found, alone, report)
+    check_specials(size, found, alone, report)
     for strategy in STRATEGIES:
-        # DDP sorts its buckets anew after the first step, and gloo's ring adds up three numbers in an order that depends
+        # DDP sorts its buckets anew after the first step, and in which order gloo's ring adds up three numbers depends
         # on their place in a bucket.
         bound = EXACT if strategy == "ddp" and size > 2 else 0
         for part in ("model_state", "ema_state"):
@@ -165,7 +173,7 @@ def bound_of(case: Case, expected: dict, alone: Alone, parts: int) -> float:
     return max(EXACT, (0.1 if case.kind == "mvit" else 0.05) * furthest(expected, exactly(case, alone, parts)))
 
 
-def check_matrix(size: int, found: dict, alone: Alone) -> None:
+def check_matrix(size: int, found: dict, alone: Alone, report: Callable) -> None:
     worst, wrong = defaultdict(lambda: defaultdict(float)), {}
     for case in matrix():
         rounded = case.precision == "bf16"
@@ -184,7 +192,7 @@ def check_matrix(size: int, found: dict, alone: Alone) -> None:
     assert not wrong, wrong
 
 
-def check_specials(size: int, found: dict, alone: Alone) -> None:
+def check_specials(size: int, found: dict, alone: Alone, report: Callable) -> None:
     worst, wrong = defaultdict(dict), {}
     for case, parts in specials(size).items():
         one, what = found[case.name], case.name.removeprefix(case.strategy + " ")
@@ -217,7 +225,7 @@ def lap(solver: str, strategy: str, steps: int, start: str = "") -> Case:
     return Case(name, strategy, solver=solver, overrides=AVERAGED, steps=steps, twist=start)
 
 
-def test_checkpoints_move_between_strategies_and_worlds(alone, tmp_path):
+def test_checkpoints_move_between_strategies_and_worlds(alone, tmp_path, report):
     """One process or three under any strategy, then two under any, then one: always what one process does throughout.
 
     At each change of hands the file is one that a single process could have written.

@@ -105,7 +105,7 @@ def test_a_faulty_step_leaves_weights_and_moments_alone(method, photo_folder, tm
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg)
-    guard = StepGuard(torch.device("cpu"), "skip", 0.0, tolerate_inf=False, history=1)
+    guard = StepGuard(torch.device("cpu"), "skip", "stop", 0.0, tolerate_inf=False, history=1)
 
     def step(loss, gradient):
         for parameter in model.parameters():

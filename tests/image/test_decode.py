@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from mfm_image.data.decode import ImageReader, UnreadableImage, decode_image, largest_reduction
+from mfm_image.data.decode import ImageReader, UnreadableImage, decode_image, jpeg_size, largest_reduction
 
 RNG = np.random.default_rng(0)
 COLOR = Image.fromarray(RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((48, 40), Image.Resampling.BICUBIC)
@@ -108,6 +108,29 @@ def test_other_files_that_cannot_be_used(tmp_path):
             decode_image(str(tmp_path / name))
     with pytest.raises(UnreadableImage, match="No such file"):
         decode_image(str(tmp_path / "gone.jpg"))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"c" * 300}, {"exif": with_orientation()}])
+def test_size_of_a_jpeg_without_pil(monkeypatch, options):
+    """At every length of a cut file: the size, or None, which leaves the file to PIL."""
+    data = jpeg(COLOR, **options)
+    told = [jpeg_size(data[:length]) for length in range(len(data))]
+    assert set(told) == {None, (40, 48)} and told[-1] == (40, 48)
+    # other precisions and numbers of colours, a height told later, a segment of length 0, garbage, bombs
+    frame = next(i for i in range(2, len(data)) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC2))
+    for place, value in ((4, 12), (6, 0), (9, 1), (9, 4)):
+        changed = bytearray(data)
+        changed[frame + place] = value
+        assert jpeg_size(bytes(changed)) is None
+    assert jpeg_size(data[:2] + b"\xff\xe0\0\0" + data[2:]) is None
+    assert jpeg_size(data[:2] + b"\0" + data[2:]) is None and jpeg_size(b"\0" + data) is None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 48 - 1)
+    assert jpeg_size(data) is None
+
+
+@pytest.mark.parametrize("image", [COLOR.convert("L"), COLOR.convert("CMYK")])
+def test_other_colours_of_a_jpeg_are_left_to_pil(image):
+    assert jpeg_size(jpeg(image)) is None
 
 
 def test_decoded_pixels_can_be_written_to(tmp_path):

@@ -376,6 +376,7 @@ SHRUNK = [
 """A run of one step on three classes."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_is_described_at_full_size(path):
     cfg = load_config(str(path))
@@ -407,6 +408,7 @@ def test_start_of_the_classifier(folder, name, std, bias):
     assert torch.allclose(head.norm.bias, torch.tensor(0.02 if bias else 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_shrunk_recipe_takes_a_step(path, photo_folder, tmp_path):
     """Its classifier starts with next to no opinion: three classes are equally likely."""

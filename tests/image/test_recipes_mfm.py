@@ -149,6 +149,7 @@ def test_parameter_groups(recipe, groups):
         assert (list(group["betas"]), group["eps"]) == (theirs["betas"], theirs["eps"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_full_size_describes_itself(path):
     cfg = load_config(str(path))

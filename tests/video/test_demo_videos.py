@@ -32,6 +32,7 @@ def decoded(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_a_complete_folder_is_left_alone(tmp_path):
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     for root, seed in ((first, 3), (again, 3), (other, 4)):
@@ -139,6 +140,7 @@ def logistic_accuracy(train, labels, test, truth):
     return float((layer(test).argmax(1).numpy() == truth).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classify", [centroid_accuracy, logistic_accuracy])
 def test_a_frame_does_not_tell_the_class(clips, classify):
     """Not even one that is known to be the first or the last: 64 clips, chance 12.5 % + 4 standard deviations."""

@@ -160,6 +160,7 @@ def test_model_size(name, entry, tolerance):
     assert forward_macs(model, example) / 1e9 == pytest.approx(entry["gflops"], rel=tolerance["gflops_rtol"])
 
 
+@pytest.mark.slow
 def test_size_of_large():
     """Published with the paper's recipes: 217.25 M for pre-training at 16x4."""
     _, model = on_meta("k400_MVITv2_L_16x4_MaskFeat_PT")

@@ -36,6 +36,7 @@ def recipe(name: str):
         return cfg, build_model(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, entry, tolerance", entries("model_stats"))
 def test_model_size(name, entry, tolerance):
     cfg, model = recipe(name)
@@ -60,6 +61,7 @@ def test_parameter_groups(name, entry, tolerance):
     check_groups(model, cfg, entry, tolerance["rtol"], released_names(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["B", "L", "H"])
 def test_groups_of_fine_tuning(size):
     """Layer 0: class token, all position tables and the patch embedding; block i: layer i + 1; norm and head: the last.

@@ -146,6 +146,7 @@ def _rank(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_give_what_one_gives(tmp_path):
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     for i, shares in enumerate(SHARES):

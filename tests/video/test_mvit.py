@@ -160,6 +160,7 @@ def torchvision_config(side: int, frames: int, version: int):
     return cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "make", "side", "frames"), [(2, mvit_v2_s, 224, 16), (2, mvit_v2_s, 96, 4), (1, mvit_v1_b, 96, 4)]
 )
@@ -279,6 +280,7 @@ def test_checkpointing_changes_no_number():
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_break():
     model = randomised(mvit_from_cfg(tiny()))
     clip = torch.randn(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))

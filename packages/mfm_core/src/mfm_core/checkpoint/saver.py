@@ -37,6 +37,9 @@ class Saver(ABC):
     background: the files are written in a thread, from copies; at most one save is under way.
     """
 
+    suffix = ""
+    """Behind the checkpoint's name."""
+
     def __init__(self, folder: Path, plan: RunPlan, cfg: CfgNode, world: World, background: bool) -> None:
         self.folder, self.plan, self.cfg, self.world, self.background = folder, plan, cfg, world, background
         self.keep = cfg.TRAIN.CHECKPOINT_KEEP
@@ -46,7 +49,8 @@ class Saver(ABC):
 
     def start(self, state: TrainState) -> None:
         """Saves this moment's state; the save before must have had its outcome."""
-        self._begun, self._error = (state.step, self.folder / checkpoint_name(state.step, self.plan)), None
+        name = checkpoint_name(state.step, self.plan) + self.suffix
+        self._begun, self._error = (state.step, self.folder / name), None
         work = self._prepare(state, self._begun[1])
         if not self.background:
             self._run(work)
@@ -89,6 +93,8 @@ class Saver(ABC):
 
 class FileSaver(Saver):
     """Everything in one file, which the main process writes."""
+
+    suffix = ".pyth"
 
     def _prepare(self, state: TrainState, path: Path) -> Callable[[], None]:
         content = whole_state(state, self.plan, self.cfg)

@@ -185,6 +185,11 @@ RUN_RULES: tuple[Rule, ...] = (
         "has no effect: TRAIN.PRECISION is fp32",
         ("DIST.PARAM_PRECISION", "DIST.REDUCE_PRECISION"),
     ),
+    (
+        lambda c: c.TRAIN.KILL_LOSS_EXPLOSION_FACTOR == 0,
+        "acts with TRAIN.KILL_LOSS_EXPLOSION_FACTOR above 0 only",
+        ("TRAIN.EXPLOSION",),
+    ),
     (lambda c: c.TRAIN.PRECISION != "auto", "acts with TRAIN.PRECISION auto only", ("TRAIN.MIXED_PRECISION",)),
     (
         trains,

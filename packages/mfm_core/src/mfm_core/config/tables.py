@@ -48,6 +48,7 @@ CHOICES: dict[str, tuple] = {
     "TEST.DATASET": ("imagenet", "kinetics"),
     "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
     "TRAIN.NONFINITE": ("stop", "skip"),
+    "TRAIN.EXPLOSION": ("stop", "skip"),
     "TRAIN.CHECKPOINT_FORMAT": ("consolidated", "sharded"),
     "PICTURE.HEAD_FUSION": ("mean", "max", "min"),
     "KNN.FEATURES": ("mean", "mean_raw", "cls", "cls_raw"),

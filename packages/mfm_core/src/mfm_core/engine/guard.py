@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from mfm_core.errors import UserError
@@ -47,31 +48,55 @@ class RunningStatistics:
 @dataclass
 class _Judged:
     """A step since the last `check`: its files, and on the device its loss over all ranks, the losses of this
-    process's micro-batches, whether it was kept from the weights, and whether that stops the run."""
+    process's micro-batches, the running mean of losses before it, whether it was kept from the weights, whether that
+    was for an explosion, and whether it stops the run."""
 
     step: int
     index: Tensor
     loss: Tensor
     own: Tensor
+    mean: Tensor
     fault: Tensor
+    exploded: Tensor
     stops: Tensor
 
 
 class StepGuard:
     """Judges every step before the optimizer takes it.
 
-    on_nonfinite: stop | skip. explosion_factor: a loss above this multiple of its running mean stops the run; 0 is
-    off. tolerate_inf: under an fp16 scaler an infinite gradient is ordinary. history: steps between two `check`s.
+    on_nonfinite, on_explosion: stop | skip. explosion_factor: a finite loss above this multiple of its running mean has
+    exploded; 0 is off. tolerate_inf: under an fp16 scaler an infinite gradient is ordinary. history: steps between two
+    `check`s.
     """
 
     def __init__(
-        self, device: torch.device, on_nonfinite: str, explosion_factor: float, tolerate_inf: bool, history: int
+        self,
+        device: torch.device,
+        on_nonfinite: str,
+        on_explosion: str,
+        explosion_factor: float,
+        tolerate_inf: bool,
+        history: int,
     ) -> None:
-        self.on_nonfinite, self.explosion_factor, self.tolerate_inf = on_nonfinite, explosion_factor, tolerate_inf
+        self.on_nonfinite, self.on_explosion = on_nonfinite, on_explosion
+        self.explosion_factor, self.tolerate_inf = explosion_factor, tolerate_inf
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._running = torch.full((), float("nan"), device=device)
         self._judged: deque[_Judged] = deque(maxlen=history + 1)
         self._told = 0
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, device: torch.device, precision: str) -> StepGuard:
+        """From the TRAIN section; `precision` is the run's."""
+        train = cfg.TRAIN
+        return cls(
+            device,
+            train.NONFINITE,
+            train.EXPLOSION,
+            train.KILL_LOSS_EXPLOSION_FACTOR,
+            tolerate_inf=precision == "fp16",
+            history=cfg.LOG_PERIOD,
+        )
 
     def judge(self, step: int, loss: Tensor, grad_norm: Tensor, index: Tensor, own: Tensor | None = None) -> Tensor:
         """1.0 where this step must not reach the weights, else 0.0, on the device.
@@ -81,18 +106,34 @@ class StepGuard:
         """
         bad_loss = ~torch.isfinite(loss)
         nonfinite = bad_loss | ~torch.isfinite(grad_norm)
-        exploded = torch.zeros_like(nonfinite)
-        if self.explosion_factor > 0:
-            exploded = loss > self.explosion_factor * self._running
-            self._running = torch.where(self._running.isnan(), loss, torch.lerp(self._running, loss, 0.02))
+        mean = self._running
+        exploded = self._exploded(loss, bad_loss)
         fault = nonfinite | exploded
         self.skipped += fault
-        stops = exploded
+        worth_telling = bad_loss if self.tolerate_inf else nonfinite
+        stops = torch.zeros_like(fault)
         if self.on_nonfinite == "stop":
-            stops = exploded | (bad_loss if self.tolerate_inf else nonfinite)
-        told = bad_loss | exploded if self.tolerate_inf else fault
-        self._judged.append(_Judged(step, index, loss, loss[None] if own is None else own, told, stops))
+            stops = stops | worth_telling
+        if self.on_explosion == "stop":
+            stops = stops | exploded
+        own = loss[None] if own is None else own
+        self._judged.append(_Judged(step, index, loss, own, mean, worth_telling | exploded, exploded, stops))
         return fault.float()
+
+    def _exploded(self, loss: Tensor, bad_loss: Tensor) -> Tensor:
+        """Whether a loss is finite and too large; the running mean takes it in.
+
+        What is not finite would spoil the mean for ever. What has exploded counts as the bound that it broke: one step
+        hardly moves the mean, and a higher level that lasts is reached in the end, so that not all steps are skipped.
+        """
+        if self.explosion_factor <= 0:
+            return torch.zeros_like(bad_loss)
+        bound = self.explosion_factor * self._running  # NaN before the first loss: nothing is above it
+        exploded = (loss > bound) & ~bad_loss
+        counted = torch.where(exploded, bound, loss)
+        mean = torch.where(self._running.isnan(), loss, torch.lerp(self._running, counted, 0.02))
+        self._running = torch.where(bad_loss, self._running, mean)
+        return exploded
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run must know to judge the same way."""
@@ -113,22 +154,31 @@ class StepGuard:
         self._judged.clear()
         if not judged:
             return []
-        faults, stops = torch.stack([torch.stack([j.fault, j.stops]) for j in judged], dim=1).tolist()  # one wait
+        flags = torch.stack([torch.stack([j.fault, j.exploded, j.stops]) for j in judged]).tolist()  # one wait
         lines = []
-        for j, fault, stop in zip(judged, faults, stops):
+        for j, (fault, exploded, stop) in zip(judged, flags):
             if not fault or not stop and self._told >= MOST_TOLD:
                 continue
-            cause = f"at step {j.step} the loss was {float(j.loss):.4g} or its gradient was not finite"
+            cause, remedy = self._cause(j, exploded)
             files = _name(gather(_suspects(j, file_name)))
             if stop:
                 raise UserError(
                     f"Training stopped: {cause}. That step did not reach the weights. Lower SOLVER.BASE_LR, set "
-                    f"SOLVER.CLIP_GRAD_L2NORM, or set TRAIN.NONFINITE skip. {files}"
+                    f"SOLVER.CLIP_GRAD_L2NORM, {remedy}. {files}"
                 )
             self._told += 1
             more = " Further ones are only counted." if self._told == MOST_TOLD else ""
             lines.append(f"Step {j.step} was skipped: {cause}. {files}{more}")
         return lines
+
+    def _cause(self, judged: _Judged, exploded: bool) -> tuple[str, str]:
+        """What was wrong with a step, and the key that lets a run pass over it."""
+        said = f"at step {judged.step} the loss was {float(judged.loss):.4g}"
+        if not exploded:
+            return f"{said} or its gradient was not finite", "or set TRAIN.NONFINITE skip"
+        factor = f"TRAIN.KILL_LOSS_EXPLOSION_FACTOR {self.explosion_factor:g}"
+        cause = f"{said}, more than {factor} times its running mean {float(judged.mean):.4g}"
+        return cause, "raise that factor, or set TRAIN.EXPLOSION skip"
 
 
 def _suspects(judged: _Judged, file_name: Callable[[int], str]) -> tuple[bool, int, list[str]]:

@@ -118,9 +118,7 @@ def build_trainer(
     average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None
     for sharded in (model, average.module) if average is not None else (model,):
         strategy.shard(sharded)
-    guard = StepGuard(
-        world.device, cfg.TRAIN.NONFINITE, cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR, precision == "fp16", cfg.LOG_PERIOD
-    )
+    guard = StepGuard.from_cfg(cfg, world.device, precision)
     state = TrainState(
         model=model,
         optimizer=build_optimizer(model, cfg, strategy.optimizer),

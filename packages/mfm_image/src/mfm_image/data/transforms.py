@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
-from mfm_core.data.augment import build_auto_augment, build_erasing, from_pil, to_pil
+from mfm_core.data.augment import augmented, build_auto_augment, build_erasing
 from mfm_core.data.crops import Normalize, clamped_crop, random_crop, resize, short_side_size
 from mfm_core.errors import UserError
 from mfm_image.data.decode import largest_reduction
@@ -134,7 +134,7 @@ class TrainTransform:
         if crop.flip:
             image = image.flip(-1)
         if self.recolor is not None:
-            image = from_pil(self.recolor(to_pil(image)))
+            image = augmented(image, self.recolor)
         image = self.normalize(image)
         return image if self.erase is None else self.erase(image)
 

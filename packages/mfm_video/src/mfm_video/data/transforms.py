@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
-from mfm_core.data.augment import build_auto_augment, build_erasing, from_pil, to_pil
+from mfm_core.data.augment import augmented, build_auto_augment, build_erasing
 from mfm_core.data.crops import Normalize, random_crop, resize, short_side_size
 from mfm_core.data.seeding import seeded
 from mfm_core.errors import UserError
@@ -196,5 +196,5 @@ def same_for_all(policy: Policy, frames: Tensor) -> Tensor:
     changed = []
     for frame in frames:
         with seeded(seed):
-            changed.append(from_pil(policy(to_pil(frame))))
+            changed.append(augmented(frame, policy))
     return torch.stack(changed)

@@ -82,9 +82,11 @@ TRAIN.PRECISION = "auto"
 TRAIN.COMPILE = False
 # ours: decay of an exponential moving average of the weights, which evaluation then uses; 0 is none.
 TRAIN.EMA_DECAY = 0.0
-# Stop when the loss exceeds this multiple of its running mean; 0 is off.
+# A loss above this multiple of its running mean never reaches the weights; 0 is off.
 TRAIN.KILL_LOSS_EXPLOSION_FACTOR = 0.0
-# ours: what a step with a NaN or infinite gradient does, stop | skip. It never reaches the weights.
+# ours: what such a step does, stop | skip.
+TRAIN.EXPLOSION = "stop"
+# ours: what a step with a NaN or infinite loss or gradient does, stop | skip. It never reaches the weights.
 TRAIN.NONFINITE = "stop"
 # ours: save and leave after this many optimizer steps in all; 0 is never.
 TRAIN.STOP_STEP = 0
