@@ -506,7 +506,8 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["DATA.IN_VAL_CROP_RATIO", "0.9", "TEST.RESIZE_SIZES", "[235]"]),
         (IMAGE, ["MIXUP.LABEL_SMOOTH_ALWAYS", "True"]),
         (IMAGE, ["MVIT.HEAD_INIT_STD", "2e-5"]),
-        (IMAGE, ["TEST.RESIZE_SIZES", "[235, 236]"]),
+        *((path, ["TEST.RESIZE_SIZES", "[235, 236]"]) for path in (IMAGE, PROBE, KNN)),
+        (FINETUNE, ["TEST.RESIZE_SIZES", "[235, 236]", "TASK", "visualise"]),
     ],
     ids=lambda p: p[0] if isinstance(p, list) else "",
 )

@@ -32,8 +32,8 @@ RUN_RULES: tuple[Rule, ...] = (
         ("DATA.IN_VAL_CROP_RATIO",),
     ),
     (
-        lambda c: task_of(c) == "pretrain" and len(c.TEST.RESIZE_SIZES) > 1,
-        "has one size too many: pre-training evaluates at the first only",
+        lambda c: len(c.TEST.RESIZE_SIZES) > 1 and (task_of(c) != "finetune" or bool(pictures_of(c))),
+        "has more than one size, of which fine-tuning makes a table; here the first acts only",
         ("TEST.RESIZE_SIZES",),
     ),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
