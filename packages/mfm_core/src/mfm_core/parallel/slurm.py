@@ -128,8 +128,8 @@ class JobRequest:
                 raise UserError(f"{name} is {value}; it must be at least 1.")
         if cfg.TRAIN.ENABLE and not cfg.TRAIN.AUTO_RESUME:
             raise UserError(
-                "TRAIN.AUTO_RESUME False would begin anew whenever the job is queued again; with --slurm leave it True, "
-                "and name another OUTPUT_DIR to start afresh."
+                "TRAIN.AUTO_RESUME False would begin anew whenever the job is queued again; leave it True with "
+                "--slurm, and start afresh in another OUTPUT_DIR."
             )
         nodes = options.nodes or cfg.NUM_SHARDS
         processes = options.gpus_per_node or max(1, cfg.NUM_GPUS)
