@@ -15,11 +15,12 @@ from timm.utils import ModelEmaV3
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import (
     is_training_state,
-    list_checkpoints,
     machines_of,
+    newest_checkpoint,
     read_state,
     restore,
     resume_latest,
+    set_aside,
 )
 from mfm_core.checkpoint.saver import saver_from_cfg
 from mfm_core.checkpoint.state import TrainState
@@ -182,6 +183,7 @@ def build_trainer(
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
+    notes += _set_aside(cfg, state, folder / "checkpoints")
     log = RunLog(folder if world.is_main else None, state.step, cfg.TRAIN.AUTO_RESUME, mirror)
     _log_start(cfg, task, plan, world, log, precision, warnings, notes, summary)
     repetitions = cfg.AUG.REPEATED_SAMPLER
@@ -224,6 +226,21 @@ def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> li
     for model in (state.model, state.average) if state.average is not None else (state.model,):
         state.strategy.load_model(model, whole.state_dict())
     return [f"weights from {path}", *report.lines()]
+
+
+def _set_aside(cfg: CfgNode, state: TrainState, folder: Path) -> list[str]:
+    """Where the run does not continue what is in its folder, moves that away, once all processes have read from it."""
+    if cfg.TRAIN.AUTO_RESUME:
+        return []
+    world, moved, problem = state.strategy.world, None, None
+    try:
+        moved = set_aside(folder, cfg.TRAIN.CHECKPOINT_FILE_PATH if state.step else "") if world.is_main else None
+    except OSError as error:
+        problem = f"TRAIN.AUTO_RESUME False: the old checkpoints in {folder} cannot be moved away ({error.strerror})."
+    problem = world.from_main(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return [f"begins anew: the checkpoints of the run before lie in {moved}"] if moved else []
 
 
 def _summary(cfg: CfgNode, task, plan: RunPlan, world: World, precision: str) -> list[str]:
@@ -293,7 +310,11 @@ def _evaluate_only(
     never_trains = plan.task in UNTRAINED_TASKS
     if not never_trains and not cfg.TEST.ENABLE:
         raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
-    path = cfg.TEST.CHECKPOINT_FILE_PATH or _newest_checkpoint(folder, plan)
+    path = cfg.TEST.CHECKPOINT_FILE_PATH or str(newest_checkpoint(folder / "checkpoints") or "")
+    if not path:
+        raise UserError(
+            "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
+        )
     report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
     lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
     if lacking:
@@ -321,20 +342,6 @@ def _code(log: RunLog, code: int) -> int:
     if log.is_copied:
         return code
     return exit_with(UserError(f"OUTPUT_DIR lacks what the run wrote last (see the warning); it lies in {log.folder}."))
-
-
-def _newest_checkpoint(folder: Path, plan: RunPlan) -> str:
-    paths = list_checkpoints(folder / "checkpoints", plan)
-    if not paths:
-        raise UserError(
-            "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
-        )
-    # names tell the order of epochs and steps to the plan that made them, which an evaluating task does not know
-    return str(
-        paths[0]
-        if plan.files and plan.task not in UNTRAINED_TASKS
-        else max(paths, key=lambda path: path.stat().st_mtime_ns)
-    )
 
 
 def _plain(node: CfgNode) -> dict:
