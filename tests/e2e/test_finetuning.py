@@ -138,3 +138,16 @@ def test_repeated_augmentation_goes_on_in_mid_epoch(photo_folder, tmp_path):
     resumed = train(photo_folder, tmp_path / "parts", *repeated)
     assert resumed["step"] == whole["step"] == STEPS
     assert_same(whole, resumed)
+
+
+def test_a_test_leaves_the_training_run_as_it_is(photo_folder, tmp_path):
+    """An early stop is no finished run because its weights were tested, nor are they those of its last epoch."""
+    train(photo_folder, tmp_path, "SOLVER.MAX_EPOCH", 3, "TRAIN.STOP_STEP", 4)
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    keys = ["SOLVER.MAX_EPOCH", 3, "TRAIN.ENABLE", False]
+    for _ in range(2):
+        assert main(tiny_config("finetune", photo_folder, tmp_path, *keys)) == 0
+    assert {path: path.read_bytes() for path in left} == left
+    assert [(line["epoch"], line["step"]) for line in epochs_of(tmp_path / "test")] == [(0, 0)] * 2
+    assert "testing" in (tmp_path / "test" / "log.txt").read_text()
+    assert "Top-1, best" in (tmp_path / "test" / "report.html").read_text()

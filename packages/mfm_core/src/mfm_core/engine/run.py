@@ -25,7 +25,7 @@ from mfm_core.checkpoint.resume import (
 from mfm_core.checkpoint.saver import saver_from_cfg
 from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import RunPlan, plan_run, validate
-from mfm_core.config.plan import UNTRAINED_TASKS
+from mfm_core.config.plan import UNTRAINED_TASKS, task_of, trains
 from mfm_core.data.loader import build_loader
 from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
@@ -105,14 +105,15 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
     log = RunLog(None)
     try:
         folder = prepare_folder(cfg.OUTPUT_DIR)
-        setup_logging(folder if world.is_main else None)
+        beside = folder if trains(cfg) else _folder_of_test(cfg, folder)
+        setup_logging(beside if world.is_main else None)
         warnings = validate(cfg)
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
-        task = build_task(cfg, world, precision)
+        task = build_task(cfg if beside == folder else _working_in(beside, cfg), world, precision)
         plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
         if not plan.trains:
-            return _evaluate_only(cfg, task, plan, world, folder, precision, warnings, mirror)
+            return _evaluate_only(cfg, task, plan, world, beside, precision, warnings, mirror)
         with signals.listening():
             trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings, mirror)
             log = trainer.log
@@ -280,7 +281,7 @@ def _log_start(
         "batch_size": plan.batch_size,
         "lr": plan.schedule.base,
     }
-    if plan.task in UNTRAINED_TASKS:
+    if not plan.trains:
         training = {}
     log.run(
         name=Path(cfg.OUTPUT_DIR).resolve().name,
@@ -290,6 +291,17 @@ def _log_start(
     )
     for message in [*warnings, *task.warnings]:
         log.warn(message)
+
+
+def _folder_of_test(cfg: CfgNode, folder: Path) -> Path:
+    """Where a run that trains nothing writes: OUTPUT_DIR, or test/ (knn/) in it where that is a training run's.
+
+    What the training run logged and reported, and the scores of its own test, stay as they are.
+    """
+    if not (folder / "checkpoints").is_dir():
+        return folder
+    task = task_of(cfg)
+    return prepare_folder(str(folder / (task if task in UNTRAINED_TASKS else "test")))
 
 
 def _evaluate_only(
@@ -304,13 +316,11 @@ def _evaluate_only(
 ) -> int:
     """TRAIN.ENABLE False, or a task that never trains: the numbers of the weights to test.
 
-    What a task that never trains says goes to a folder of its own where OUTPUT_DIR is that of a training run, whose
-    log stays as it is.
+    They are logged as epoch 0, whatever the weights went through: the configuration does not say how long that was.
     """
-    never_trains = plan.task in UNTRAINED_TASKS
-    if not never_trains and not cfg.TEST.ENABLE:
+    if plan.task not in UNTRAINED_TASKS and not cfg.TEST.ENABLE:
         raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
-    path = cfg.TEST.CHECKPOINT_FILE_PATH or str(newest_checkpoint(folder / "checkpoints") or "")
+    path = cfg.TEST.CHECKPOINT_FILE_PATH or str(newest_checkpoint(Path(cfg.OUTPUT_DIR) / "checkpoints") or "")
     if not path:
         raise UserError(
             "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
@@ -319,20 +329,16 @@ def _evaluate_only(
     lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; it cannot be tested by this config.")
-    if never_trains and (folder / "checkpoints").is_dir():
-        folder = prepare_folder(str(folder / plan.task))
-    epoch, step = (0, 0) if never_trains else (plan.epochs, plan.total_steps)
-    log = RunLog(folder if world.is_main else None, first_step=step, mirror=mirror)
+    log = RunLog(folder if world.is_main else None, mirror=mirror)
     summary = _summary(cfg, task, plan, world, precision)
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()], summary)
     model = task.model.to(world.device).eval()
-    values = task.evaluate(model, epoch, last=True)
-    for name, thing, caption in task.pictures(model, epoch, last=True):
-        log.picture(name, thing, caption, epoch, step)
+    log.epoch(0, 0, task.evaluate(model, plan.epochs, last=True))
+    for name, thing, caption in task.pictures(model, plan.epochs, last=True):
+        log.picture(name, thing, caption, 0, 0)
     for loader in task.eval_loaders():
         met = {file.path: file for files in world.gather(list(loader.bad.values())) for file in files}
-        log.bad_files(list(met.values()), epoch)
-    log.epoch(epoch, step, values)
+        log.bad_files(list(met.values()), 0)
     log.end("finished")
     return _code(log, 0)
 
