@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     """Returns the exit code.
 
     0: done. 1: the doctor found something to put right. 2: one line said what the user can put right. 75: a signal
-    stopped the run, which has saved; the same command continues it.
+    stopped the run, which has saved; the same command continues it. 130: interrupted from the keyboard.
     """
     try:
         options = parse(arguments)
@@ -80,6 +80,8 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def describe_or_submit(cfg: CfgNode, entry: ModuleType, options: argparse.Namespace) -> int:

@@ -23,12 +23,15 @@ from mfm_core.checkpoint import io
 from mfm_core.checkpoint.formats import pyslowfast_name
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state, save_atomic
+from mfm_core.checkpoint.saver import Saver
 from mfm_core.checkpoint.stand_ins import Forgotten
+from mfm_core.config import get_cfg, plan_run
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
 from mfm_core.nn.pos_embed import resample_positions
 from mfm_core.nn.vit import VisionTransformer
 from mfm_core.objective import Classifier
+from mfm_core.parallel.world import World
 
 
 def classifier(size=16, patch=8, width=24, depth=2, classes=3, cls_token=True, seed=0) -> Classifier:
@@ -235,6 +238,31 @@ class TestReading:
         assert "s3://bucket/x.pyth" in message_of(load_file_state, "s3://bucket/x.pyth")
 
 
+class FailingSaver(Saver):
+    """Its writing ends with `error`."""
+
+    error: Exception
+
+    def _prepare(self, state, path):
+        def work():
+            raise self.error
+
+        return work
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("x"), pickle.PicklingError("no"), OSError("disk")])
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_save_that_failed_for_whatever_reason_is_none(tmp_path, error, background):
+    cfg = get_cfg()
+    saver = FailingSaver(tmp_path, plan_run(cfg, files=1000, world_size=1), cfg, World(), background)
+    saver.error = error
+    saver.start(types.SimpleNamespace(step=3))
+    outcome = saver.outcome(wait=True)
+    assert outcome.error is not None and str(outcome.path) in outcome.error
+    assert ("memory" in outcome.error) == isinstance(error, MemoryError)
+
+
 class TestInitFrom:
     @pytest.mark.parametrize("form", ["ours", "bare", "state_dict", "module.", "safetensors"])
     def test_same_model_in_every_wrapping(self, form, tmp_path):
@@ -314,6 +342,19 @@ class TestInitFrom:
         assert init_from(classifier(), str(path), min_match=0.5).missing
         message = message_of(init_from, classifier(), str(path), min_match=0.9)
         assert "TRAIN.CHECKPOINT_MIN_MATCH" in message and str(path) in message
+
+    def test_a_test_names_what_the_checkpoint_lacks(self, tmp_path):
+        """A test takes no less than all: the floor of training is not its key, and 100 % is not below 100 %."""
+        path = tmp_path / "x.pyth"
+        state = classifier().state_dict()
+        del state["backbone.cls_token"]
+        torch.save({"model_state": state}, path)
+        message = message_of(init_from, classifier(), str(path), min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH")
+        assert "lacks backbone.cls_token;" in message and "TEST.CHECKPOINT_FILE_PATH" in message
+        assert "TRAIN." not in message and "%" not in message
+        torch.save({"model_state": {name: t for name, t in state.items() if "attn" not in name}}, path)
+        message = message_of(init_from, classifier(), str(path), min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH")
+        assert message.count("backbone.") == 8 and "and others" in message
 
     def test_moving_average_is_preferred_for_testing(self, tmp_path):
         path = tmp_path / "x.pyth"

@@ -13,6 +13,7 @@ from pyslowfast_files import FILES, KEYS, recipe
 from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
 from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
+from mfm_core.engine.trainer import Settings
 from mfm_core.errors import UserError
 
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
@@ -511,6 +512,8 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["SOLVER.WARMUP_INCLUSIVE", "True", "SOLVER.WARMUP_EPOCHS", "0"]),
         (FINETUNE, ["SOLVER.WARMUP_START_LR_ABSOLUTE", "True", "SOLVER.WARMUP_EPOCHS", "0"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR_ABSOLUTE", "True", "SOLVER.LAYER_DECAY", "1.0"]),
+        (PROBE, ["SOLVER.COSINE_END_LR_ABSOLUTE", "True", "PROBE.LRS", "[0.1]", "SOLVER.BASE_LR", "0.1"]),
+        (PROBE, ["SOLVER.WARMUP_START_LR_ABSOLUTE", "True", "PROBE.LRS", "[]", "SOLVER.LAYER_DECAY", "0.5"]),
         (FINETUNE, ["MIXUP.PARTNER", "next", "MIXUP.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.LABEL_SMOOTH_OVER", "others", "MIXUP.ENABLE", "False"]),
         (FINETUNE, ["DATA.IN_VAL_CROP_RATIO", "0.9", "TEST.RESIZE_SIZES", "[235]"]),
@@ -525,6 +528,25 @@ def test_keys_that_cannot_act_are_warned_of(path, overrides):
     usual = validate(load_config(path))
     more = [w for w in validate(load_config(path, overrides)) if w not in usual]
     assert any(w.startswith(f"{overrides[0]} ") and "\n" not in w for w in more), more
+
+
+def test_clipping_at_zero_is_off():
+    """As in PySlowFast, which asks whether the number is true: at zero nothing would be learned."""
+    settings = Settings.from_cfg(
+        load_config(IMAGE, ["SOLVER.CLIP_GRAD_L2NORM", "0.0", "SOLVER.CLIP_GRAD_VAL", "0"]), "fp32"
+    )
+    assert settings.clip_norm is None and settings.clip_value is None
+    assert validate(load_config(IMAGE, ["SOLVER.CLIP_GRAD_VAL", "0"])) == validate(load_config(IMAGE))
+    assert validate(load_config(PROBE, ["SOLVER.CLIP_GRAD_L2NORM", "0"])) == validate(load_config(PROBE))
+    with pytest.raises(UserError, match="PROBE.LRS"):
+        validate(load_config(PROBE, ["SOLVER.CLIP_GRAD_L2NORM", "1", "SOLVER.CLIP_GRAD_VAL", "0"]))
+
+
+@pytest.mark.parametrize("key", ["SOLVER.COSINE_END_LR_ABSOLUTE", "SOLVER.WARMUP_START_LR_ABSOLUTE"])
+def test_keys_of_several_learning_rates_act_in_probes_of_several(key):
+    for path, rates in ((PROBE, ["PROBE.LRS", "[0.01, 0.1]"]), (FINETUNE, ["SOLVER.LAYER_DECAY", "0.75"])):
+        rates = [*rates, "SOLVER.WARMUP_EPOCHS", "1.0", "SOLVER.LR_POLICY", "cosine"]
+        assert not [w for w in validate(load_config(path, [*rates, key, "True"])) if key in w]
 
 
 def test_every_key_is_read_or_warned_of():

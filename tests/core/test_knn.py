@@ -77,6 +77,23 @@ def test_scale_of_features_does_not_matter():
     assert plain[10] > 80
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 0.005, 0.01, 0.0165, 0.0168])
+@pytest.mark.parametrize("opposite", [False, True])
+def test_low_temperatures_rank_as_exact_numbers_do(temperature, opposite):
+    """Of float32, exp(similarity / temperature) leaves infinities or zeros, from similarities of 1 or of -1."""
+    (bank, bank_labels), (queries, _) = blobs(200, 0), blobs(50, 1)
+    if opposite:
+        bank, queries = bank.abs(), -queries.abs()
+    similarity = torch.nn.functional.normalize(queries, dim=1) @ torch.nn.functional.normalize(bank, dim=1).T
+    similarity, nearest = similarity.topk(20, dim=1)
+    votes = ((similarity - similarity[:, :1]).double() / temperature).exp()
+    exact = torch.zeros(50, 4, dtype=torch.float64).scatter_add_(1, bank_labels[nearest], votes)
+    scores = knn_predict(bank, bank_labels, queries, 4, [20], temperature)[20]
+    assert scores.isfinite().all() and torch.equal(scores.argmax(1), exact.argmax(1))
+    shares = scores.double() / scores.double().sum(1, keepdim=True)
+    torch.testing.assert_close(shares, exact / exact.sum(1, keepdim=True), rtol=0, atol=2e-2)
+
+
 @pytest.mark.parametrize("k", [[], [0], [201]])
 def test_neighbours_that_cannot_be_had(k):
     bank, labels = blobs(200, 0)

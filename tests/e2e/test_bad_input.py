@@ -21,6 +21,8 @@ from photos import picture
 from PIL import Image
 from tiny_runs import TINY, assert_same, last_state, tiny_config
 
+from mfm_core.config import load_config
+from mfm_core.engine.trainer import Trainer
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.objective import MaskedPrediction
 from mfm_image.entry import main
@@ -82,6 +84,19 @@ class TestCommandLine:
 
         monkeypatch.setattr(run_net.importlib, "import_module", absent)
         assert "pip install packages/mfm_video" in error_of(["--cfg", CLIPS, "--dry-run"])
+
+    @pytest.mark.parametrize("command", ["doctor", "--dry-run", "visualise"])
+    def test_an_interruption_shows_no_traceback(self, command, monkeypatch, capsys):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        entry = run_net.entry_of(load_config(PRETRAIN))
+        for name in ("doctor", "dry_run", "main"):
+            monkeypatch.setattr(entry, name, interrupted)
+        first = [command] if command == "doctor" else []
+        options = ["--dry-run"] if command == "--dry-run" else ["TASK", "visualise", "DEVICE", "cpu"]
+        assert run_net.main([*first, "--cfg", PRETRAIN, *options]) == 130
+        assert "Traceback" not in capsys.readouterr().err
 
     def test_pairs_before_and_after_options(self, capsys):
         before = ["RNG_SEED", "3", "SOLVER.MAX_EPOCH", "7"]
@@ -364,6 +379,18 @@ class TestGuard:
         overrides = ["SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_EPOCHS", "0.0", "SOLVER.CLIP_GRAD_L2NORM", "None"]
         error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *overrides))
         assert "SOLVER.BASE_LR" in error and f"{photo_folder}/train/" in error
+
+
+def test_a_device_whose_memory_is_full(photo_folder, tmp_path, error_of, monkeypatch):
+    def full(trainer, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB. " + "GPU 0 has more. " * 99)
+
+    monkeypatch.setattr(Trainer, "train_step", full)
+    error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *ONE_EPOCH))
+    for part in ("CUDA out of memory", "TRAIN.BATCH_SIZE", "TRAIN.ACCUM_STEPS", "MODEL.ACT_CHECKPOINT"):
+        assert part in error
+    (end,) = log_of(tmp_path, "end")
+    assert end["status"] == "failed" and "TRAIN.BATCH_SIZE" in str(end)
 
 
 def test_stopped_at_the_end_of_an_epoch(photo_folder, tmp_path):

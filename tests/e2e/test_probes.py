@@ -189,6 +189,7 @@ class TestKnn:
                 ["KNN.FEATURES", "cls"],
                 ["KNN.NUM_TRAIN", "20"],
                 ["DATA.IN_VAL_CROP_RATIO", "0.5"],
+                ["TEST.RESIZE_SIZES", "[40]"],
                 ["DATA.TEST_INTERPOLATION", "bilinear"],
                 ["DATA.MEAN", "[0.5, 0.5, 0.5]"],
                 ["MVIT.NUM_HEADS", "3"],

@@ -85,17 +85,21 @@ class TestKnn:
         assert {k: first[f"knn/k_{k}"] for k in (1, 3, 12)} == pytest.approx(expected)
 
     def test_another_clip_is_another_feature(self, trained_clips, clip_folder, tmp_path, capsys):
-        """Saved features are not those of clips that are sampled otherwise."""
-        weights = trained_clips("maskfeat")
-        assert main(self.config("maskfeat", weights, clip_folder, tmp_path)) == 0
-        capsys.readouterr()
-        for change in (
+        """Saved features are not those of clips that are sampled otherwise, or of the same names elsewhere."""
+        weights, elsewhere = trained_clips("maskfeat"), shutil.copytree(clip_folder, tmp_path / "elsewhere")
+        assert main(self.config("maskfeat", weights, clip_folder, tmp_path / "usual")) == 0
+        changes = (
+            [],
             ["DATA.SAMPLING_RATE", "1"],
             ["DATA.TARGET_FPS", "24"],
             ["DATA.TRAIN_JITTER_SCALES", "[36, 40]"],
-        ):
-            assert main(self.config("maskfeat", weights, clip_folder, tmp_path, *change)) == 0
-            assert "read from" not in capsys.readouterr().out, change
+            ["DATA.PATH_PREFIX", str(elsewhere)],
+        )
+        for number, change in enumerate(changes):
+            output = shutil.copytree(tmp_path / "usual", tmp_path / str(number))
+            capsys.readouterr()
+            assert main(self.config("maskfeat", weights, clip_folder, output, *change)) == 0
+            assert ("read from" in capsys.readouterr().out) == (not change), change
 
     def test_beside_the_run_that_made_the_weights(self, trained_clips, clip_folder, tmp_path):
         """A video that cannot be read is listed, and is nobody's neighbour."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torchvision
 
-from mfm_core.config import load_config
+from mfm_core.config import load_config, plan_run
 from mfm_core.engine.guard import RunningStatistics
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
@@ -72,6 +73,21 @@ def test_pretraining_needs_whole_cells():
         check_patches(cfg, ResNet((80, 80), **NARROW))
     with pytest.raises(UserError, match="TRAIN_CROP_SIZE 24 is too small"):
         resnet.resnet_from_cfg(config("DATA.TRAIN_CROP_SIZE", 24))
+
+
+@pytest.mark.parametrize(("size", "images", "trains"), [(32, 1, False), (32, 2, True), (33, 1, True)])
+def test_one_image_of_one_cell_has_nothing_to_normalise(size, images, trains):
+    """The plan refuses what torch would in the first step, whatever the batch is divided by, and nothing else."""
+    overrides = ["DATA.TRAIN_CROP_SIZE", size, "TASK", "finetune", "MODEL.MODEL_NAME", "", "TRAIN.BATCH_SIZE", 8]
+    model = ResNet((size, size), **NARROW).train()
+    for accum, world in ((8 // images, 1), (2, 4 // images), (1, 8 // images)):
+        cfg = config(*overrides, "TRAIN.ACCUM_STEPS", accum)
+        with nullcontext() if trains else pytest.raises(UserError, match="raise TRAIN.BATCH_SIZE to 16 "):
+            plan_run(cfg, files=64, world_size=world)
+    with nullcontext() if trains else pytest.raises(ValueError, match="more than 1 value per channel"):
+        model.tokens(torch.randn(images, 3, size, size))
+    for still_fine in (["TASK", "probe"], ["AUG.NUM_SAMPLE", 2], ["MODEL.ARCH", "vit"]):
+        plan_run(config(*overrides, "TRAIN.ACCUM_STEPS", 8, *still_fine), files=64, world_size=1)
 
 
 def test_layers():

@@ -285,6 +285,12 @@ def test_posterize_keeps_at_least_one_bit():
         build_auto_augment(policy, 64, MEAN, "bicubic")
 
 
+def test_every_part_of_a_policys_name_that_timm_reads_is_taken():
+    names = "rand", "rand-m9-n3-p0.5-mmax12-mstd0.5-inc0-tweights", "rand-t3a", "rand-t3aw-m5"
+    for policy in (*names, "augmix-m5-w4-d2-b1-a1.5-mstd1", "v0r-mstd0.5", "3a"):
+        build_auto_augment(policy, 64, MEAN, "bicubic")
+
+
 def test_a_policy_replaces_colour_jitter_and_erasing_is_timms():
     assert isinstance(TrainTransform(8, MEAN, STD, color_jitter=0.4).recolor, T.ColorJitter)
     assert not isinstance(TrainTransform(8, MEAN, STD, color_jitter=0.4, auto_augment="rand-m9").recolor, T.ColorJitter)
@@ -315,6 +321,14 @@ def test_colour_jitter_follows_the_seed_and_changes_the_image():
         ({"auto_augment": "rnd-m9"}, "AUG.AA_TYPE"),
         ({"auto_augment": "rand-z9"}, "AUG.AA_TYPE"),
         ({"auto_augment": "ra_10_10"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "rand-foo"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "rand-m10-mstdx"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "rand-m9-"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "rand-m9-tweight"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "rand-m9-t3"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "augmix-tweights"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "augmix-m3-blended"}, "AUG.AA_TYPE"),
+        ({"auto_augment": "original-mstd"}, "AUG.AA_TYPE"),
         ({"erase_mode": "black"}, "AUG.RE_MODE"),
     ],
 )

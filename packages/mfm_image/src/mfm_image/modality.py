@@ -86,8 +86,9 @@ def read(cfg: CfgNode, path: str) -> Tensor | BadFile:
 
 
 def seen_as(cfg: CfgNode) -> dict[str, Any]:
-    """How evaluation crops."""
-    return {"crop": [cfg.DATA.TEST_CROP_SIZE, cfg.DATA.IN_VAL_CROP_RATIO, cfg.DATA.TEST_INTERPOLATION]}
+    """How evaluation resizes and crops, as its transform has worked it out."""
+    transform = eval_transform(cfg)
+    return {"crop": [transform.size, transform.short_side, transform.interpolation]}
 
 
 def count_files(cfg: CfgNode, fraction: float) -> int:

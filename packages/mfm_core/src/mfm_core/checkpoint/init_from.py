@@ -22,6 +22,7 @@ from mfm_core.checkpoint.io import load_file_state
 from mfm_core.errors import UserError
 
 _TABLES = ("backbone.pos_embed", "head.pos_embed")
+_MOST_NAMED = 8
 _BLOCK = re.compile(r"backbone\.(?:blocks|layer\d)\.\d+(?=\.)")
 
 
@@ -96,7 +97,7 @@ def init_from(
             report.other_shape.append(name)
     report.unused = checkpoint.leftovers()
     _refuse_other_depth(checkpoint, report)
-    _check_share(own, report, path, min_match)
+    _check_share(own, report, path, min_match, key)
     return report
 
 
@@ -160,11 +161,16 @@ def _blocks(names: list[str]) -> set[str]:
     return {match[0] for match in map(_BLOCK.match, names) if match}
 
 
-def _check_share(own: dict[str, Tensor], report: InitReport, path: str, min_match: float) -> None:
+def _check_share(own: dict[str, Tensor], report: InitReport, path: str, min_match: float, key: str) -> None:
     sizes = {name: t.numel() for name, t in own.items() if name.startswith("backbone.")}
     share = sum(sizes.get(name, 0) for name in report.loaded) / max(1, sum(sizes.values()))
-    if share < min_match:
-        raise UserError(
-            f"{path} fills only {share:.0%} of the backbone's parameters, below TRAIN.CHECKPOINT_MIN_MATCH "
-            f"{min_match:.0%}; it is of another architecture."
-        )
+    if share >= min_match:
+        return
+    lacking = [name for name in report.missing if name in sizes]
+    names = ", ".join(lacking[:_MOST_NAMED]) + (" and others" if len(lacking) > _MOST_NAMED else "")
+    if min_match == 1:
+        raise UserError(f"{path} lacks {names}; {key} has to name weights of the whole backbone of this config.")
+    raise UserError(
+        f"{path} fills only {share:.0%} of the backbone's parameters, below TRAIN.CHECKPOINT_MIN_MATCH "
+        f"{min_match:.0%} (it lacks {names}); it is of another architecture."
+    )

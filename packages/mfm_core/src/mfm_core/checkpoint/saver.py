@@ -82,9 +82,13 @@ class Saver(ABC):
             work()
         except UserError as error:
             self._error = str(error)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # any other would end with the thread, and the save count as done
             line = " ".join(str(error).split())[:200] or type(error).__name__
-            self._error = f"Cannot write the checkpoint {self._begun[1]} ({line}); free the disk or change OUTPUT_DIR."
+            full = isinstance(error, MemoryError)
+            remedy = (
+                "main memory is full; lower DATA_LOADER.NUM_WORKERS" if full else "free the disk or change OUTPUT_DIR"
+            )
+            self._error = f"Cannot write the checkpoint {self._begun[1]} ({line}); {remedy}."
 
     @abstractmethod
     def _prepare(self, state: TrainState, path: Path) -> Callable[[], None]:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from fvcore.common.config import CfgNode
+
 from mfm_core.config.plan import arch_of, pictures_of, reports_attention, task_of, trains
 from mfm_core.config.rule import Rule
+
+
+def _has_one_lr(cfg: CfgNode) -> bool:
+    """Whether all that is trained follows one learning rate."""
+    if task_of(cfg) == "probe":
+        return set(cfg.PROBE.LRS) <= {cfg.SOLVER.BASE_LR}
+    return cfg.SOLVER.LAYER_DECAY == 1
+
 
 RUN_RULES: tuple[Rule, ...] = (
     (
@@ -144,8 +154,8 @@ RUN_RULES: tuple[Rule, ...] = (
         ("SOLVER.WARMUP_TO_BASE_LR",),
     ),
     (
-        lambda c: c.SOLVER.LAYER_DECAY == 1,
-        "acts with SOLVER.LAYER_DECAY below 1 only",
+        _has_one_lr,
+        "acts with several learning rates only: SOLVER.LAYER_DECAY below 1, or in TASK probe those of PROBE.LRS",
         ("SOLVER.COSINE_END_LR_ABSOLUTE", "SOLVER.WARMUP_START_LR_ABSOLUTE"),
     ),
     (
@@ -154,7 +164,7 @@ RUN_RULES: tuple[Rule, ...] = (
         ("SOLVER.LR_REFERENCE_SCALES",),
     ),
     (
-        lambda c: c.SOLVER.CLIP_GRAD_VAL is not None,
+        lambda c: bool(c.SOLVER.CLIP_GRAD_VAL),
         "has no effect: SOLVER.CLIP_GRAD_VAL goes first",
         ("SOLVER.CLIP_GRAD_L2NORM",),
     ),

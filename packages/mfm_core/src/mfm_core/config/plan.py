@@ -202,6 +202,11 @@ def schedule_of(cfg: CfgNode, num_shards: int) -> LRSchedule:
     )
 
 
+def _norms_one_cell(cfg: CfgNode) -> bool:
+    """Whether the model trains BatchNorm on a feature map that is one cell of each image: at 32 pixels or less."""
+    return arch_of(cfg) == "resnet" and task_of(cfg) != "probe" and cfg.DATA.TRAIN_CROP_SIZE <= 32
+
+
 def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None = None) -> RunPlan:
     """The plan for `files` training files on `world_size` processes; raises UserError where the sizes do not fit."""
     shards = num_shards or cfg.NUM_SHARDS
@@ -216,6 +221,12 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         raise UserError(
             f"TRAIN.BATCH_SIZE is {batch_size} over all machines, but there are only {files} training files; "
             f"set it to {files} or less."
+        )
+    if trains(cfg) and batch_size // pieces * views_of(cfg) < 2 and _norms_one_cell(cfg):
+        raise UserError(
+            f"A ResNet's last feature map is one cell for DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}, and its "
+            "BatchNorm then needs two images or more in a micro-batch; raise TRAIN.BATCH_SIZE to "
+            f"{2 * pieces // shards} or lower TRAIN.ACCUM_STEPS."
         )
     return RunPlan(
         task=task_of(cfg),

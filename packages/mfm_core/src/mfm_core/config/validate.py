@@ -253,7 +253,7 @@ def _refuse_probe(cfg: CfgNode) -> Iterator[str]:
         yield f"PROBE.LRS is {lrs}; each learning rate is probed once."
     if lrs and cfg.SOLVER.BASE_LR == 0:
         yield "PROBE.LRS are probed relative to SOLVER.BASE_LR, which is 0; give it one of them."
-    if len(lrs) > 1 and cfg.SOLVER.CLIP_GRAD_L2NORM is not None and cfg.SOLVER.CLIP_GRAD_VAL is None:
+    if len(lrs) > 1 and cfg.SOLVER.CLIP_GRAD_L2NORM and not cfg.SOLVER.CLIP_GRAD_VAL:
         yield "SOLVER.CLIP_GRAD_L2NORM would tie the learning rates of PROBE.LRS together; set it to None."
     if cfg.PROBE.BATCH_NORM and cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS // cfg.TRAIN.ACCUM_STEPS < 2:
         yield "PROBE.BATCH_NORM needs two inputs or more in a micro-batch; raise TRAIN.BATCH_SIZE."

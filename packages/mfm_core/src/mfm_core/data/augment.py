@@ -22,6 +22,9 @@ from torchvision.transforms import InterpolationMode, RandAugment
 from mfm_core.data import planes, shifts
 from mfm_core.errors import UserError
 
+CHOICES_OF_OPERATIONS = ("tweights", "t3a", "t3aw")
+"""Parts of a name that timm's RandAugment reads as another set of operations."""
+
 
 def build_auto_augment(
     policy: str, size: int, mean: Sequence[float] | None, interpolation: str
@@ -43,6 +46,7 @@ def build_auto_augment(
     if interpolation != "random":
         params["interpolation"] = str_to_pil_interp(interpolation)
     try:
+        _refuse_unread(policy)
         if policy.startswith("rand"):
             transform = timm_policies.rand_augment_transform(policy, params)
         elif policy.startswith("augmix"):
@@ -57,6 +61,18 @@ def build_auto_augment(
     for operation in operations:
         extend(operation)
     return transform
+
+
+def _refuse_unread(policy: str) -> None:
+    """Raises ValueError for a part of the name that timm would pass over in silence: one without a number.
+
+    RandAugment's choice of operations, t and a name, has none; timm takes its usual ones for a name it does not know.
+    """
+    kind, *parts = policy.split("-")
+    for part in parts:
+        a_choice = kind == "rand" and part.startswith("t")
+        if part not in CHOICES_OF_OPERATIONS if a_choice else not re.search(r"\d", part):
+            raise ValueError(part)
 
 
 def extend(operation: timm_policies.AugmentOp) -> None:

@@ -122,7 +122,8 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
             if world.is_main:
                 logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
             return _code(log, 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN)
-    except UserError as error:
+    except (UserError, torch.OutOfMemoryError) as error:
+        error = error if isinstance(error, UserError) else _memory_full(error, world)
         log.end("failed", str(error))
         let_main_speak()
         return exit_with(error)
@@ -352,6 +353,14 @@ def _code(log: RunLog, code: int) -> int:
 
 def _plain(node: CfgNode) -> dict:
     return {key: _plain(value) if isinstance(value, dict) else value for key, value in node.items()}
+
+
+def _memory_full(error: torch.OutOfMemoryError, world: World) -> UserError:
+    line = " ".join(str(error).split())[:160]
+    return UserError(
+        f"The memory of {world.device} is full ({line}); raise TRAIN.ACCUM_STEPS, lower TRAIN.BATCH_SIZE, or set "
+        "MODEL.ACT_CHECKPOINT True. In evaluation, lower TEST.BATCH_SIZE."
+    )
 
 
 def exit_with(error: UserError) -> int:

@@ -50,8 +50,8 @@ class Settings:
         return cls(
             seed=cfg.RNG_SEED,
             precision=precision,
-            clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
-            clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
+            clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM or None,
+            clip_value=cfg.SOLVER.CLIP_GRAD_VAL or None,
             log_period=cfg.LOG_PERIOD,
             checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
             checkpoint_steps=cfg.TRAIN.CHECKPOINT_STEPS,

@@ -11,6 +11,8 @@ from mfm_core.parallel.world import World
 
 _CHUNK_ELEMENTS = 1 << 25
 """Similarities held at once: 128 MB of float32."""
+_LARGEST_VOTE = 60.0
+"""Logarithm of the largest vote: float32 ends at 88, and a class sums up as many votes as it has neighbours."""
 
 
 @torch.no_grad()
@@ -26,6 +28,8 @@ def knn_predict(
 
     Each of the k nearest votes for its class in `train_labels` (M,) int64 with exp(similarity / temperature). The
     search is exact (all similarities, in chunks) and runs on the device of `features`; nothing needs to be normalised.
+    Where the nearest's vote would lie outside exp(-60)..exp(60), at low temperatures, all votes of that row are scaled
+    to make it exp(60), which changes no ranking and keeps them inside float32.
     Returns {k: scores (N, num_classes) float32}; a class without a neighbour has 0.
     Raises `UserError` (`KNN.K`) for a k that is not in 1..M, `ValueError` for labels outside 0..num_classes-1.
     """
@@ -40,7 +44,7 @@ def knn_predict(
         part = slice(start, start + rows)
         with torch.autocast(device.type, enabled=False):
             similarity, nearest = (queries[part] @ bank.T).topk(max(k), dim=1)
-        votes, classes = (similarity / temperature).exp(), labels[nearest]
+        votes, classes = _votes(similarity, temperature), labels[nearest]
         for n, score in scores.items():
             score[part].scatter_add_(1, classes[:, :n], votes[:, :n])
     return scores
@@ -85,6 +89,14 @@ def shared_knn_accuracy(
     hits = [[_hits(scores[n], labels, min(top, n)).sum() for top in (1, 5)] for n in k]
     total = world.all_sum(torch.tensor(hits, dtype=torch.float64, device=world.device))
     return {n: tuple(row) for n, row in zip(k, (100 * total / len(queries[0])).tolist())}
+
+
+def _votes(similarity: Tensor, temperature: float) -> Tensor:
+    """exp(similarity / temperature) for (N, k) in falling order, each row scaled where float32 needs it."""
+    largest = similarity[:, :1]
+    outside = largest.abs() > _LARGEST_VOTE * temperature
+    shift = torch.where(outside, largest - _LARGEST_VOTE * temperature, 0.0)
+    return ((similarity - shift) / temperature).exp()
 
 
 def _accuracy(scores: Tensor, labels: Tensor, top: int) -> float:

@@ -14,6 +14,9 @@ from mfm_core.interfaces import MaskGenerator, Sample, SampleKey
 class Paths(Protocol):
     """The paths of a listing, below one folder."""
 
+    root: str
+    """That folder; empty where they start in the working folder."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> str: ...

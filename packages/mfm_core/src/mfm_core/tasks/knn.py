@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class KnnTask:
     """Classifies the validation files by their neighbours among the training files; both seen as in evaluation.
 
     The features go to features_train.safetensors and features_val.safetensors beside the log, and come from there where
-    the weights, the model, the files' names and everything else that makes them are the same.
+    the weights, the model, the files' paths and everything else that makes them are the same.
     """
 
     def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
@@ -89,7 +90,8 @@ class KnnTask:
     def identity(self, listing: Listing, weights: str) -> dict[str, Any]:
         """Everything that the features of `listing` depend on; not what its files contain."""
         cfg = self.cfg
-        names = "\0".join(listing.paths.relative(i) for i in range(len(listing.paths)))
+        root = Path(listing.paths.root).resolve()  # of a list's videos it is not the list's folder: DATA.PATH_PREFIX
+        names = "\0".join(os.path.join(root, listing.paths.relative(i)) for i in range(len(listing.paths)))
         return {
             "weights": weights,
             "folder": str(Path(listing.origin).resolve()),

@@ -44,7 +44,7 @@ SOLVER.ZERO_WD_1D_PARAM = False
 SOLVER.NO_DECAY = []
 # Learning rate of block i is multiplied by LAYER_DECAY^(depth - i).
 SOLVER.LAYER_DECAY = 1.0
-# Clip each gradient value, or the norm of all gradients together; None is off.
+# Clip each gradient value, or the norm of all gradients together; None and 0 are off.
 SOLVER.CLIP_GRAD_VAL = None
 SOLVER.CLIP_GRAD_L2NORM = None
 
