@@ -9,7 +9,7 @@ SETTINGS := $(wildcard packages/*/pyproject.toml) constraints.txt
 
 help:
 	@echo "make demo           make the demo data, pre-train, fine-tune, write the report (about 5 minutes on 2 cores)"
-	@echo "make demo-video     the same with clips: MaskFeat on a small MViTv2, a test by several views"
+	@echo "make demo-video     the same with clips: MaskFeat on a small MViTv2, a test by several views (6 to 7 minutes of one core)"
 	@echo "make test           all tests"
 	@echo "make test-packages  installs core + image, and core + video, alone in environments of their own and runs their tests there"
 	@echo "make lint           ruff"
@@ -34,7 +34,7 @@ demo: setup
 demo-video: setup
 	$(BIN)/python tools/make_demo_videos.py --out data/demo_video
 	$(BIN)/python tools/run_net.py --cfg configs/demo_video/pretrain.yaml
-	$(BIN)/python tools/run_net.py --cfg configs/demo_video/finetune.yaml TRAIN.CHECKPOINT_FILE_PATH runs/demo_video/pretrain/checkpoints/checkpoint_epoch_00012.pyth
+	$(BIN)/python tools/run_net.py --cfg configs/demo_video/finetune.yaml TRAIN.CHECKPOINT_FILE_PATH runs/demo_video/pretrain/checkpoints/checkpoint_epoch_00020.pyth
 	$(BIN)/python tools/run_net.py --cfg configs/demo_video/finetune.yaml OUTPUT_DIR runs/demo_video/scratch SOLVER.LAYER_DECAY 1.0
 	$(BIN)/python tools/report.py runs/demo_video/pretrain runs/demo_video/finetune runs/demo_video/scratch --out runs/demo_video/report.html
 	@echo "Open runs/demo_video/report.html"

@@ -62,6 +62,12 @@ TINY_CLIPS = [
 ]
 FOUR_BLOCKS = [
     *("MVIT.EMBED_DIM", "16"),
+    *("MVIT.NUM_HEADS", "1"),
+    *("MVIT.DIM_MUL", "[[1, 2.0]]"),
+    *("MVIT.HEAD_MUL", "[[1, 2.0]]"),
+    *("MVIT.PATCH_KERNEL", "[3, 7, 7]"),
+    *("MVIT.PATCH_STRIDE", "[2, 4, 4]"),
+    *("MVIT.PATCH_PADDING", "[1, 3, 3]"),
     *("MVIT.POOL_KV_STRIDE_ADAPTIVE", "[1, 4, 4]"),
 ]
 TWO_PLAIN_BLOCKS = [

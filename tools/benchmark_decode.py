@@ -1,6 +1,8 @@
-"""Clips per second and core: frames of 16x4 clips read by us, by PyAV whole, and by PyAV that seeks.
+"""Clips per second and core: frames of 16x4 clips read by us, and by others.
 
-Then whole training samples beside seeking with PySlowFast's transforms.
+Others are PyAV that decodes the whole file, pytorchvideo's reader that does so, PyAV that seeks, a bare decord, and a
+decoder that does nothing but decode the pictures that a clip depends on, which no exact reader can beat. Then whole
+training samples beside seeking with PySlowFast's transforms.
 
 All decode on one thread and take the same clips, spread over each video; the times are processor times.
 """
@@ -12,6 +14,7 @@ import random
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +29,8 @@ from torch.nn.functional import interpolate
 from mfm_core.data.seeding import seeded
 from mfm_video.data.decode import open_video
 from mfm_video.data.lists import VIDEOS
+from mfm_video.data.read_av import AvVideo
+from mfm_video.data.read_decord import import_decord
 from mfm_video.data.sampling import ClipSpec, clip_indices
 from mfm_video.data.transforms import TrainClipTransform
 
@@ -44,20 +49,25 @@ def benchmark_decode(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def rows(path: str, repeats: int) -> Iterator[Row]:
-    """Three rows of one video."""
+    """The rows of one video."""
     with open_video(path) as video:
         frames, fps = video.frames, video.fps
     slack = max(0.0, frames - SPEC.length(fps))
     clips = [clip_indices(SPEC, slack * i / (CLIPS - 1), frames, fps) for i in range(CLIPS)]
     name = f"{Path(path).name}, {frames} frames"
-    sides = {"whole": read_whole, "seek": read_seeking, "ours": read_ours}
-    same = all(
-        np.array_equal(sides["whole"](path, clip), read(path, clip)) for read in sides.values() for clip in clips
-    )
-    times = seconds_per_clip({side: _over(clips, path, read) for side, read in sides.items()}, repeats)
+    sides = {
+        "the whole file": read_whole,
+        "pytorchvideo": read_by_pytorchvideo,
+        "seeking": read_seeking,
+        "bare decord": read_by_decord,
+        "decoding alone": decode_alone,
+    }
+    same = all(np.array_equal(read_whole(path, clip), read_ours(path, clip)) for clip in clips)
+    readers = {**sides, "ours": read_ours}
+    times = seconds_per_clip({side: _over(clips, path, read) for side, read in readers.items()}, repeats)
     speeds = f"{1 / times['ours']:.1f} clips/s per core; frames {'equal' if same else 'NOT EQUAL'}"
-    yield Row("decode", f"{name}, beside the whole file", 1, times["whole"], times["ours"], speeds)
-    yield Row("decode", f"{name}, beside seeking", 1, times["seek"], times["ours"], speeds)
+    for side in sides:
+        yield Row("decode", f"{name}, beside {side}", 1, times[side], times["ours"], speeds)
     both = {"seek": _over(clips, path, sample_plainly), "ours": _over(clips, path, sample_ours)}
     times = seconds_per_clip(both, repeats)
     speeds = f"{1 / times['ours']:.1f} clips/s per core"
@@ -93,6 +103,29 @@ def read_seeking(path: str, clip: Sequence[int]) -> np.ndarray:
             if len(found) == len(wanted):
                 break
     return np.stack([found[index if counts else times[index]] for index in clip])
+
+
+def read_by_pytorchvideo(path: str, clip: Sequence[int]) -> Tensor:
+    """(3, frames, H, W) float32: its reader decodes the whole file with PyAV and hands out floats."""
+    from pytorchvideo.data.encoded_video import EncodedVideo
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        video = EncodedVideo.from_path(path, decode_audio=False)
+        frames = video.get_clip(0, video.duration)["video"]
+        video.close()
+    return frames
+
+
+def read_by_decord(path: str, clip: Sequence[int]) -> np.ndarray:
+    """(T, H, W, 3): what decord holds for these frames; it is not asked whether they are (`read_decord.py`)."""
+    return import_decord().VideoReader(path, num_threads=1).get_batch(list(clip)).asnumpy()
+
+
+def decode_alone(path: str, clip: Sequence[int]) -> int:
+    """Decodes what the clip depends on and converts nothing; how many frames of the clip came of it."""
+    with AvVideo(path) as video:
+        return sum(1 for _ in video.decode(sorted(set(clip))))
 
 
 def read_ours(path: str, clip: Sequence[int]) -> np.ndarray:

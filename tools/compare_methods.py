@@ -31,7 +31,8 @@ class Method:
     backbone: tuple[str, ...] = ()
 
 
-RESNET = ("MODEL.ARCH", "resnet")
+RESNET = ("MODEL.ARCH", "resnet", "SOLVER.LAYER_DECAY", "1.0")
+"""Without layer decay, as the published recipes fine-tune it."""
 METHODS = {
     "maskfeat": Method("MaskFeat", "pretrain"),
     "mae": Method("MAE", "mae"),

@@ -16,7 +16,7 @@ from demo_folder import make
 
 from mfm_video.demo import MOTIONS, SPLITS, demo_clips, write_demo_clip, write_lists
 
-VERSION = 2
+VERSION = 3
 """Of the drawing; data of another version are made anew."""
 
 

@@ -336,6 +336,16 @@ def test_impossible_pictures(path, overrides, part):
     assert part in message_of(path, "TASK", "visualise", *overrides)
 
 
+@pytest.mark.parametrize(("size", "blocks"), [("", 3), ("L", 24)])
+def test_the_block_to_show_is_looked_for_before_training(size, blocks):
+    """A fine-tuning run would meet it in its last picture."""
+    three = {key: get_cfg().MVIT[key] for key in ("EMBED_DIM", "DEPTH", "NUM_HEADS")} if size else {"DEPTH": 3}
+    size = ["MVIT.SIZE", size, *(str(word) for key, value in three.items() for word in (f"MVIT.{key}", value))]
+    assert f"blocks are 0 to {blocks - 1}" in message_of(FINETUNE, *size, "PICTURE.LAYER", str(blocks))
+    validate(load_config(FINETUNE, [*size, "PICTURE.LAYER", str(blocks - 1)]))
+    validate(load_config(FINETUNE, [*size, "PICTURE.LAYER", str(blocks), "MONITOR.NUM_PICTURES", "0"]))
+
+
 def test_which_pictures_a_model_gives():
     def kinds(path, *overrides):
         return pictures_of(load_config(path, ["TASK", "visualise", *overrides]))
@@ -509,7 +519,8 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["DATA.IN_VAL_CROP_RATIO", "0.9", "TEST.RESIZE_SIZES", "[235]"]),
         (IMAGE, ["MIXUP.LABEL_SMOOTH_ALWAYS", "True"]),
         (IMAGE, ["MVIT.HEAD_INIT_STD", "2e-5"]),
-        (IMAGE, ["TEST.RESIZE_SIZES", "[235, 236]"]),
+        *((path, ["TEST.RESIZE_SIZES", "[235, 236]"]) for path in (IMAGE, PROBE, KNN)),
+        (FINETUNE, ["TEST.RESIZE_SIZES", "[235, 236]", "TASK", "visualise"]),
     ],
     ids=lambda p: p[0] if isinstance(p, list) else "",
 )

@@ -266,7 +266,7 @@ class TestCheckpointKeys:
         overrides = ["TRAIN.EMA_DECAY", "0.5", "SOLVER.MAX_EPOCH", "1"]
         assert main(tiny_config("finetune", photo_folder, tmp_path, *overrides)) == 0
         assert main(tiny_config("finetune", photo_folder, tmp_path, *overrides, "TRAIN.ENABLE", "False")) == 0
-        trained, tested = log_of(tmp_path, "epoch")
+        (trained,), (tested,) = log_of(tmp_path, "epoch"), log_of(tmp_path / "test", "epoch")
         assert all(trained[key] == tested[key] for key in ("top1", "top5", "val_loss", "images"))
 
     def test_continuing_the_run_of_another_folder(self, first, photo_folder, tmp_path):

@@ -64,6 +64,22 @@ def test_testing_at_chosen_sizes(photo_folder, tmp_path, evaluated):
     assert evaluated == [50, 50, 40] and epochs_of(tmp_path / "two")[-1]["top1/resize_40"] == 40
 
 
+def test_pictures_that_fail_leave_the_accuracy(photo_folder, tmp_path, monkeypatch):
+    def fail(self, model, epoch, last):
+        if last:
+            raise ValueError("no picture")
+        return []
+
+    cfg = tiny_config("finetune", photo_folder, tmp_path, "SOLVER.MAX_EPOCH", 1, "MVIT.DEPTH", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune.FinetuneTask, "pictures", fail)
+        with pytest.raises(ValueError, match="no picture"):
+            main(cfg)
+        assert [line["epoch"] for line in epochs_of(tmp_path)] == [1] and "top1" in epochs_of(tmp_path)[0]
+        assert main(cfg) == 0, "the next start has nothing left to do"
+    assert len(epochs_of(tmp_path)) == 1
+
+
 def test_bce_of_mixed_labels_and_plain_ones_in_evaluation(photo_folder, tmp_path):
     """The logged losses are binary cross-entropies: of zero logits log 2 whatever the labels, where CE has log 3."""
     options = ["MODEL.LOSS_FUNC", "bce", "MIXUP.ENABLE", True, "MIXUP.LABEL_SMOOTH_OVER", "others"]
@@ -122,3 +138,16 @@ def test_repeated_augmentation_goes_on_in_mid_epoch(photo_folder, tmp_path):
     resumed = train(photo_folder, tmp_path / "parts", *repeated)
     assert resumed["step"] == whole["step"] == STEPS
     assert_same(whole, resumed)
+
+
+def test_a_test_leaves_the_training_run_as_it_is(photo_folder, tmp_path):
+    """An early stop is no finished run because its weights were tested, nor are they those of its last epoch."""
+    train(photo_folder, tmp_path, "SOLVER.MAX_EPOCH", 3, "TRAIN.STOP_STEP", 4)
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    keys = ["SOLVER.MAX_EPOCH", 3, "TRAIN.ENABLE", False]
+    for _ in range(2):
+        assert main(tiny_config("finetune", photo_folder, tmp_path, *keys)) == 0
+    assert {path: path.read_bytes() for path in left} == left
+    assert [(line["epoch"], line["step"]) for line in epochs_of(tmp_path / "test")] == [(0, 0)] * 2
+    assert "testing" in (tmp_path / "test" / "log.txt").read_text()
+    assert "Top-1, best" in (tmp_path / "test" / "report.html").read_text()

@@ -95,7 +95,8 @@ class TestProbe:
         assert main(self.config(pretrained, photo_folder, tmp_path)) == 0
         test = tiny_config("probe", photo_folder, tmp_path, *LRS, "TRAIN.ENABLE", "False")
         assert main(test) == 0
-        *_, trained, tested = log_of(tmp_path, "epoch")
+        *_, trained = log_of(tmp_path, "epoch")
+        (tested,) = log_of(tmp_path / "test", "epoch")
         numbers = [key for key in tested if key.startswith(("top", "val_loss", "best_lr", "images"))]
         assert len(numbers) == 14 and all(trained[key] == tested[key] for key in numbers)
 

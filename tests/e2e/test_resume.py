@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny_runs import assert_same, last_state, tiny_config
+import torch
+from tiny_runs import QUIET, assert_same, last_state, tiny_config
 
+from mfm_core.checkpoint.resume import list_checkpoints, machines_of, newest_checkpoint
 from mfm_image.entry import main
 
 CASES = {
@@ -59,3 +61,50 @@ def test_resuming_another_run_is_refused(photo_folder, tmp_path, capsys):
     assert main(tiny_config("pretrain", photo_folder, output, "TRAIN.BATCH_SIZE", "4")) == 2
     error = capsys.readouterr().err
     assert "TRAIN.BATCH_SIZE" in error and "OUTPUT_DIR" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_begins_anew_is_continued_and_not_what_was_there(seed, photo_folder, tmp_path, capsys):
+    """The finished run of an earlier day, with the same seed or another, has checkpoints of later steps."""
+    output, new = tmp_path / "run", ["RNG_SEED", seed, *QUIET]
+    assert main(tiny_config("pretrain", photo_folder, output, *QUIET)) == 0
+    old = last_state(output)
+    first = [*new, "TRAIN.AUTO_RESUME", "False", "TRAIN.STOP_STEP", 2]
+    assert main(tiny_config("pretrain", photo_folder, output, *first)) == 0
+    aside = output / "checkpoints" / "before_1"
+    assert str(aside) in capsys.readouterr().out
+    assert [path.name for path in aside.iterdir()] == ["checkpoint_epoch_00002.pyth"]
+    assert_same(torch.load(aside / "checkpoint_epoch_00002.pyth", weights_only=True), old)
+    assert main(tiny_config("pretrain", photo_folder, output, *new)) == 0
+    assert "(step 2 of 6)" in capsys.readouterr().out
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *new)) == 0
+    assert_same(last_state(output), last_state(tmp_path / "whole"))
+    assert main(tiny_config("pretrain", photo_folder, output, *first)) == 0
+    names = {path.name for path in (output / "checkpoints" / "before_2").iterdir()}
+    assert names == {"checkpoint_step_00000002.pyth", "checkpoint_epoch_00002.pyth"}
+
+
+def test_going_back_to_an_earlier_checkpoint_of_the_folder(photo_folder, tmp_path):
+    """It stays where it is, and the later ones no longer count."""
+    keys = [*QUIET, "TRAIN.CHECKPOINT_PERIOD", "1"]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *keys)) == 0
+    middle = tmp_path / "checkpoints" / "checkpoint_epoch_00001.pyth"
+    back = ["TRAIN.CHECKPOINT_FILE_PATH", middle, "TRAIN.AUTO_RESUME", "False", "TRAIN.STOP_STEP", 4]
+    for _ in range(2):
+        assert main(tiny_config("pretrain", photo_folder, tmp_path, *keys, *back)) == 0
+        assert last_state(tmp_path)["step"] == 4 and middle.is_file()
+
+
+def test_the_newest_is_that_of_the_latest_step(tmp_path):
+    """Whatever the units in its name, and whenever it was written."""
+    contents = {"epoch_00002": 8, "step_00000007": 7, "epoch_00001": 4, "step_00000003": 3}
+    for name, step in contents.items():
+        facts = {"step": step, "machines": step, "identity": {"TRAIN.BATCH_SIZE over all machines": 16}}
+        torch.save(facts, tmp_path / f"checkpoint_{name}.pyth")
+    names = [f"checkpoint_{name}.pyth" for name in contents]
+    assert [path.name for path in list_checkpoints(tmp_path)] == names
+    assert newest_checkpoint(tmp_path).name == names[0] and machines_of(tmp_path, 8) == 8
+    for name in names[:2]:
+        (tmp_path / name).write_bytes(b"torn")
+    assert [path.name for path in list_checkpoints(tmp_path)] == names
+    assert machines_of(tmp_path, 8) == 4 and machines_of(tmp_path, 16) is None

@@ -79,6 +79,7 @@ def test_preempted_and_out_of_time(on_cluster, photo_folder, tmp_path, capsys, m
         (["--slurm", "--shard_id", "1"], "leave out --shard_id"),
         (["--slurm", "--seeds", "one"], "it takes whole numbers"),
         (["--slurm", "--nodes", "3"], "TRAIN.BATCH_SIZE 8 (times 3 machines) cannot be divided over 9"),
+        (["--slurm", "TRAIN.AUTO_RESUME", "False"], "TRAIN.AUTO_RESUME False would begin anew"),
         (["--slurm"], "no sbatch on this machine"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import moving, truncate, write_clip, write_sound
+from clips import moving, rotate, truncate, write_clip, write_sound
 from entry_point import run_net
 from paths import CONFIGS, TOOLS
 from score_files import load_scores
@@ -88,17 +88,20 @@ class TestFiles:
         assert main(tiny_clip_config("maskfeat", clips, tmp_path / "out", *keys)) == 0
         check_listed(tmp_path / "out", reasons, "train")
 
-    def test_a_clip_that_is_short_repeats_its_last_frame(self, clips, tmp_path):
-        """Frames of 3 out of 7 that a clip covers, and a single one; neither is bad, nor are odd sizes."""
+    def test_unusual_videos_are_not_bad(self, clips, tmp_path):
+        """3 of the 7 frames that a clip covers, a single one, odd sizes, an uneven rate, a header that turns frames."""
         for name, frames, size in (("three", 3, (32, 32)), ("one", 1, (32, 32)), ("odd", 16, (47, 33))):
             pixels = [f[: size[1], : size[0]] for f in moving(2, 5, 64, 64, frames)]
             write_clip(clips / f"{name}.mkv", pixels, pix_fmt="yuv444p")
-        (clips / "train.csv").write_text("three.mkv 0\none.mkv 1\nodd.mkv 2\n")
-        (clips / "test.csv").write_text("three.mkv 0\none.mkv 1\nodd.mkv 2\n")
-        keys = [*ONE_EPOCH, "TRAIN.BATCH_SIZE", "3", "DATA.MAX_BAD_SHARE", "0.0", "TEST.NUM_TEMPORAL_CLIPS", "[2]"]
+        write_clip(clips / "uneven.mkv", moving(0, 6), times=[10 * i + 25 * (i // 5) for i in range(16)])
+        rotate(write_clip(clips / "plain.mp4", moving(1, 7, 48, 32)), clips / "turned.mp4")
+        names = ("three.mkv", "one.mkv", "odd.mkv", "uneven.mkv", "turned.mp4")
+        for split in ("train", "test"):
+            (clips / f"{split}.csv").write_text("".join(f"{name} {i % 3}\n" for i, name in enumerate(names)))
+        keys = [*ONE_EPOCH, "TRAIN.BATCH_SIZE", "5", "DATA.MAX_BAD_SHARE", "0.0", "TEST.NUM_TEMPORAL_CLIPS", "[2]"]
         assert main(tiny_clip_config("mvit", clips, tmp_path / "out", *keys)) == 0
         assert not log_of(tmp_path / "out", "bad_file")
-        assert log_of(tmp_path / "out", "epoch")[-1]["test_videos"] == 3
+        assert log_of(tmp_path / "out", "epoch")[-1]["test_videos"] == 5
 
     def test_too_many_stop_the_run(self, clips, tmp_path, error_of):
         spoil(clips, "train")

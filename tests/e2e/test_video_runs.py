@@ -128,12 +128,14 @@ def test_testing_repeats_what_training_ended_with(trained_clips, clip_folder, tm
     trained = log_of(tmp_path, "epoch")[-1]
     assert trained["images"] == 5 and trained["test_videos"] == 5 and (tmp_path / "test_scores_2.safetensors").exists()
     first, _ = load_scores(tmp_path / "test_scores_2.safetensors")
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main(tiny_clip_config("mvit", clip_folder, tmp_path, *keys, "TRAIN.ENABLE", "False")) == 0
-    tested = log_of(tmp_path, "epoch")[-1]
+    assert {path: path.read_bytes() for path in left} == left
+    (tested,) = log_of(tmp_path / "test", "epoch")
     assert {key: tested[key] for key in tested if key.startswith("test_")} == {
         key: trained[key] for key in trained if key.startswith("test_")
     }
-    again, _ = load_scores(tmp_path / "test_scores_2.safetensors")
+    again, _ = load_scores(tmp_path / "test" / "test_scores_2.safetensors")
     assert torch.equal(first.scores, again.scores)
 
 

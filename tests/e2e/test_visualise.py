@@ -13,6 +13,7 @@ from photos import picture
 from PIL import Image
 from tiny_runs import assert_same, last_state, tiny_config
 
+from mfm_core.tasks.monitor import Monitor
 from mfm_image.entry import main
 from mfm_image.models import build_model
 
@@ -191,3 +192,19 @@ def test_training_leaves_pictures_and_is_not_changed_by_them(trained, photo_fold
     assert main(tiny_config(kind, photo_folder, tmp_path, *ONE_EPOCH, "MONITOR.NUM_PICTURES", "0")) == 0
     assert_same(last_state(first), last_state(tmp_path))
     assert not (tmp_path / "pictures").exists()
+
+
+def test_files_that_vanish_before_they_are_drawn(photo_folder, tmp_path, monkeypatch):
+    """Those that the report's last sheet of neighbours would show again."""
+    photos, output = Path(shutil.copytree(photo_folder, tmp_path / "photos")), tmp_path / "out"
+    draw = Monitor.neighbours
+
+    def late(monitor, stills):
+        if (output / "checkpoints").exists():
+            for file in photos.rglob("*.JPEG"):
+                file.unlink()
+        return draw(monitor, stills)
+
+    monkeypatch.setattr(Monitor, "neighbours", late)
+    assert main(tiny_config("pretrain", photos, output, *ONE_EPOCH, "KNN.PERIOD", "1", "MVIT.DEPTH", "2")) == 0
+    assert not list(photos.rglob("*.JPEG")) and (output / "pictures" / "neighbours_00001.png").is_file()

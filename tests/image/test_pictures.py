@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mfm_core.errors import UserError
-from mfm_core.interfaces import PretrainOutput
+from mfm_core.interfaces import PretrainOutput, Sample
 from mfm_core.objective import CorruptedPrediction, MaskedPrediction
 from mfm_core.report.glyphs import hog_glyphs
-from mfm_core.report.neighbours import Neighbour, nearest, neighbours_sheet
+from mfm_core.report.neighbours import GONE, Neighbour, find_neighbours, nearest, neighbours_sheet
 from mfm_core.report.pixels import Pixels
 from mfm_core.report.scene import draw
 from mfm_core.report.spectrum import join_frequencies
@@ -207,3 +209,22 @@ def test_only_neighbours_of_the_querys_class_are_framed():
     assert framed == [False, False, True]
     below = page[top + 192 + 30 :, left[2] + 1]
     assert not ((below[:, 1] > below[:, 0] + 60) & (below[:, 1] > 140)).any(), "an unknown class frames nothing"
+
+
+def test_neighbours_that_have_vanished_are_grey():
+    """Between the features and the sheet a file may go; the others keep their places."""
+
+    class Files:
+        listing = SimpleNamespace(classes=["cat", "dog"], labels=np.array([0, 1, 1]))
+
+        def __getitem__(self, key):
+            views = [] if key.index == 1 else [images()[0]]
+            return Sample(key.index, views, int(self.listing.labels[key.index]))
+
+    similarity = torch.tensor([[0.9, 0.8, 0.7]])
+    (row,) = find_neighbours(Files(), torch.tensor([[2, 1, 0]]), similarity, PIXELS)
+    assert [neighbour.name for neighbour in row] == ["dog", "dog, gone", "cat"]
+    assert row[1].image is GONE and np.array_equal(row[0].image, PIXELS(images()[:1])[0])
+    page = np.asarray(neighbours_sheet([GONE], ["dog"], [row]).convert("RGB")).astype(int)
+    left = [4 + i * 202 for i in range(4)]
+    assert [bool((page[100, x : x + 192] == GONE[0, 0]).all()) for x in left] == [True, False, True, False]

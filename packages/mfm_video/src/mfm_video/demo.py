@@ -55,7 +55,7 @@ _MEAN_RADIUS = 0.3826
 _LAYERS = 3
 _TILE = 128
 """Side of a layer's period, in pixels of a frame of 64 where the layer is drawn at its own size."""
-_SMALLEST = 0.8
+_SMALLEST = 0.35
 """A layer's scale runs from this to 2^_LAYERS times it."""
 _SHAPES = 60
 _LEAN = 0.12

@@ -20,8 +20,8 @@ def judge_views(
 
     TEST.NUM_TEMPORAL_CLIPS lists numbers of clips; the first counts, and each gives test_top1/clips_N and
     test_top5/clips_N. Where it is empty, TEST.NUM_ENSEMBLE_VIEWS is the only one. The scores go to
-    OUTPUT_DIR/test_scores_N.safetensors. Nothing is done where TEST.ENABLE is off, or where a run that trains has no
-    test videos.
+    test_scores_N.safetensors beside the log. Nothing is done where TEST.ENABLE is off, or where a run that trains has
+    no test videos.
     """
     cfg = task.cfg
     if not cfg.TEST.ENABLE or cfg.TRAIN.ENABLE and not has_split(cfg, "test"):

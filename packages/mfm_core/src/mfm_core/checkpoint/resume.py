@@ -26,6 +26,7 @@ from mfm_core.parallel.world import World
 logger = logging.getLogger(__name__)
 _AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
 _WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
+_BEFORE = "before_"
 _NAME = re.compile(rf"checkpoint_(epoch|step)_(\d+)(\.pyth|{re.escape(REPLACED)}|)")
 
 
@@ -72,34 +73,38 @@ def _remove(paths: Iterable[Path]) -> None:
             logger.warning("warning: the old %s cannot be removed (%s).", path, error.strerror)
 
 
-def list_checkpoints(folder: Path, plan: RunPlan) -> list[Path]:
-    """The folder's checkpoints, newest (by optimizer step) first."""
-    found = []
-    for path in folder.glob("checkpoint_*"):
-        match = _NAME.fullmatch(path.name)
-        if match:
-            step = int(match[2]) * (plan.steps_per_epoch if match[1] == "epoch" else 1)
-            found.append((step, match[3] != REPLACED, path))
+def list_checkpoints(folder: Path, plan: RunPlan | None = None) -> list[Path]:
+    """The folder's checkpoints, newest (by optimizer step) first.
+
+    Names count epochs or steps. How many steps an epoch has says the plan of the run that wrote them; without it, one
+    of the checkpoints does.
+    """
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint_*")]
+    named = [(match[1], int(match[2]), match[3] != REPLACED, path) for match, path in matches if match]
+    per_epoch = plan.steps_per_epoch if plan is not None else _steps_per_epoch(named)
+    found = [(count * (per_epoch if unit == "epoch" else 1), whole, path) for unit, count, whole, path in named]
     return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _steps_per_epoch(named: list[tuple[str, int, bool, Path]]) -> int:
+    """Steps of an epoch, as far as it takes to order checkpoints of which nothing but the names is known."""
+    if len({unit for unit, *_ in named}) > 1:
+        for unit, count, _, path in named:
+            with suppress(Exception):  # what is wrong with a file is said where it is used
+                if unit == "epoch" and count:
+                    return _facts(path)["step"] // count
+    return 1
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The folder's newest checkpoint where no plan says how many steps an epoch has; None where there is none."""
-    newest: dict[str, tuple[int, bool, Path]] = {}
-    for path in folder.glob("checkpoint_*"):
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found = int(match[2]), match[3] != REPLACED, path
-            newest[match[1]] = max(newest.get(match[1], (-1, False, path)), found)
-    paths = [path for *_, path in newest.values()]
-    if len(paths) < 2:
-        return next(iter(paths), None)
-    return max(paths, key=lambda path: load_file_state(str(_facts_of(path)))["step"])
+    return next(iter(list_checkpoints(folder)), None)
 
 
-def _facts_of(path: Path) -> Path:
-    """The file that says of a checkpoint which step it is of."""
-    return path / FACTS if path.is_dir() else path
+def _facts(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, its tensors left on the disk."""
+    file = path / FACTS if path.is_dir() else path
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def machines_of(folder: Path, batch_size: int) -> int | None:
@@ -107,13 +112,28 @@ def machines_of(folder: Path, batch_size: int) -> int | None:
 
     TRAIN.BATCH_SIZE is meant for each: where a run goes on with more or fewer, its batch stays what it was.
     """
-    paths = [path for path in folder.glob("checkpoint_*") if _NAME.fullmatch(path.name)]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in list_checkpoints(folder):
         with suppress(Exception):  # what is wrong with a file is said where it is resumed from
-            content = torch.load(_facts_of(path), map_location="cpu", weights_only=True, mmap=True)
+            content = _facts(path)
             same = content["identity"]["TRAIN.BATCH_SIZE over all machines"] == batch_size
             return None if same else content.get("machines")
     return None
+
+
+def set_aside(folder: Path, continued: str = "") -> Path | None:
+    """Moves the checkpoints of an earlier run to a folder inside; returns that, or None where there are none.
+
+    A run that begins anew would else be continued from them. continued: the checkpoint that it continues, which stays.
+    """
+    paths = [path for path in list_checkpoints(folder) if not continued or path.resolve() != Path(continued).resolve()]
+    if not paths:
+        return None
+    numbers = (int(path.name.removeprefix(_BEFORE)) for path in folder.glob(f"{_BEFORE}[0-9]*"))
+    aside = folder / f"{_BEFORE}{1 + max(numbers, default=0)}"
+    aside.mkdir()
+    for path in paths:
+        path.rename(aside / path.name)
+    return aside
 
 
 def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> Path | None:

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.plan import arch_of, pictures_of, task_of, trains
+from mfm_core.config.plan import arch_of, pictures_of, reports_attention, task_of, trains
 from mfm_core.config.rule import Rule
-
-
-def _reports_attention(cfg: CfgNode) -> bool:
-    """Whether this is a fine-tuning run whose report ends with a picture of attention."""
-    return (
-        task_of(cfg) == "finetune" and not pictures_of(cfg) and arch_of(cfg) == "vit" and cfg.MONITOR.NUM_PICTURES > 0
-    )
 
 
 def _has_one_lr(cfg: CfgNode) -> bool:
@@ -39,8 +32,8 @@ RUN_RULES: tuple[Rule, ...] = (
         ("DATA.IN_VAL_CROP_RATIO",),
     ),
     (
-        lambda c: task_of(c) == "pretrain" and len(c.TEST.RESIZE_SIZES) > 1,
-        "has one size too many: pre-training evaluates at the first only",
+        lambda c: len(c.TEST.RESIZE_SIZES) > 1 and (task_of(c) != "finetune" or bool(pictures_of(c))),
+        "has more than one size, of which fine-tuning makes a table; here the first acts only",
         ("TEST.RESIZE_SIZES",),
     ),
     (lambda c: c.AUG.NUM_SAMPLE == 1, "acts with AUG.NUM_SAMPLE above 1 only", ("AUG.RE_SPLIT",)),
@@ -104,12 +97,12 @@ RUN_RULES: tuple[Rule, ...] = (
         ("PICTURE.SEED",),
     ),
     (
-        lambda c: "attention" not in pictures_of(c) and not _reports_attention(c),
+        lambda c: "attention" not in pictures_of(c) and not reports_attention(c),
         "acts in pictures of kind attention only",
         ("PICTURE.HEAD_FUSION",),
     ),
     (
-        lambda c: not {"attention", "gradient"} & set(pictures_of(c)) and not _reports_attention(c),
+        lambda c: not {"attention", "gradient"} & set(pictures_of(c)) and not reports_attention(c),
         "acts in pictures of kind attention and gradient only",
         ("PICTURE.DISCARD_RATIO", "PICTURE.LAYER"),
     ),

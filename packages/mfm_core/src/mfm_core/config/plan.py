@@ -103,6 +103,13 @@ def pictures_of(cfg: CfgNode) -> list[str]:
     return [kind for kind, can in allowed.items() if can] + ["neighbours"]
 
 
+def reports_attention(cfg: CfgNode) -> bool:
+    """Whether this is a fine-tuning run whose report ends with a picture of attention."""
+    return (
+        task_of(cfg) == "finetune" and not pictures_of(cfg) and arch_of(cfg) == "vit" and cfg.MONITOR.NUM_PICTURES > 0
+    )
+
+
 def method_of(cfg: CfgNode) -> str:
     """The pre-training method that the MASK keys describe: maskfeat, mae, mff or mfm."""
     return cfg.MASK.METHOD or ("mae" if cfg.MASK.MAE_ON else "maskfeat")

@@ -21,12 +21,14 @@ from mfm_core.config.plan import (
     method_of,
     modality_of,
     pictures_of,
+    reports_attention,
     schedule_of,
     target_of,
     task_of,
 )
 from mfm_core.config.tables import LENGTHS, NOT_EMPTY, RANGES, WEIGHTED
 from mfm_core.errors import UserError
+from mfm_core.nn.presets import SIZES
 
 
 def validate(cfg: CfgNode) -> list[str]:
@@ -231,6 +233,10 @@ def _refuse_pictures(cfg: CfgNode) -> Iterator[str]:
         yield "PICTURE.KIND gradient explains a class and needs a classifier; this config describes pre-training."
     if {"attention", "gradient"} & set(kinds) and arch_of(cfg) != "vit":
         yield f"PICTURE.KIND attention and gradient need a ViT's attention; MODEL.ARCH {cfg.MODEL.ARCH} has none."
+    elif {"attention", "gradient"} & set(kinds) or reports_attention(cfg):
+        _, depth, _ = SIZES.get(cfg.MVIT.SIZE, (0, cfg.MVIT.DEPTH, 0))
+        if depth <= cfg.PICTURE.LAYER:
+            yield f"PICTURE.LAYER is {cfg.PICTURE.LAYER}, but the model's blocks are 0 to {depth - 1}; -1 takes all."
     if "gradient" in kinds and cfg.PICTURE.CLASS >= cfg.MODEL.NUM_CLASSES:
         yield f"PICTURE.CLASS is {cfg.PICTURE.CLASS}, but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}; counted from 0."
 

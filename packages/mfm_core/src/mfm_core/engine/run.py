@@ -15,16 +15,17 @@ from timm.utils import ModelEmaV3
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import (
     is_training_state,
-    list_checkpoints,
     machines_of,
+    newest_checkpoint,
     read_state,
     restore,
     resume_latest,
+    set_aside,
 )
 from mfm_core.checkpoint.saver import saver_from_cfg
 from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import RunPlan, plan_run, validate
-from mfm_core.config.plan import UNTRAINED_TASKS
+from mfm_core.config.plan import UNTRAINED_TASKS, task_of, trains
 from mfm_core.data.loader import build_loader
 from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
@@ -104,14 +105,15 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
     log = RunLog(None)
     try:
         folder = prepare_folder(cfg.OUTPUT_DIR)
-        setup_logging(folder if world.is_main else None)
+        beside = folder if trains(cfg) else _folder_of_test(cfg, folder)
+        setup_logging(beside if world.is_main else None)
         warnings = validate(cfg)
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
-        task = build_task(cfg, world, precision)
+        task = build_task(cfg if beside == folder else _working_in(beside, cfg), world, precision)
         plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
         if not plan.trains:
-            return _evaluate_only(cfg, task, plan, world, folder, precision, warnings, mirror)
+            return _evaluate_only(cfg, task, plan, world, beside, precision, warnings, mirror)
         with signals.listening():
             trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings, mirror)
             log = trainer.log
@@ -183,6 +185,7 @@ def build_trainer(
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
+    notes += _set_aside(cfg, state, folder / "checkpoints")
     log = RunLog(folder if world.is_main else None, state.step, cfg.TRAIN.AUTO_RESUME, mirror)
     _log_start(cfg, task, plan, world, log, precision, warnings, notes, summary)
     repetitions = cfg.AUG.REPEATED_SAMPLER
@@ -227,6 +230,21 @@ def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> li
     return [f"weights from {path}", *report.lines()]
 
 
+def _set_aside(cfg: CfgNode, state: TrainState, folder: Path) -> list[str]:
+    """Where the run does not continue what is in its folder, moves that away, once all processes have read from it."""
+    if cfg.TRAIN.AUTO_RESUME:
+        return []
+    world, moved, problem = state.strategy.world, None, None
+    try:
+        moved = set_aside(folder, cfg.TRAIN.CHECKPOINT_FILE_PATH if state.step else "") if world.is_main else None
+    except OSError as error:
+        problem = f"TRAIN.AUTO_RESUME False: the old checkpoints in {folder} cannot be moved away ({error.strerror})."
+    problem = world.from_main(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return [f"begins anew: the checkpoints of the run before lie in {moved}"] if moved else []
+
+
 def _summary(cfg: CfgNode, task, plan: RunPlan, world: World, precision: str) -> list[str]:
     """The table of the dry run, where LOG_MODEL_INFO wants it; the model is still in one piece."""
     if not world.is_main or not cfg.LOG_MODEL_INFO:
@@ -264,7 +282,7 @@ def _log_start(
         "batch_size": plan.batch_size,
         "lr": plan.schedule.base,
     }
-    if plan.task in UNTRAINED_TASKS:
+    if not plan.trains:
         training = {}
     log.run(
         name=Path(cfg.OUTPUT_DIR).resolve().name,
@@ -274,6 +292,17 @@ def _log_start(
     )
     for message in [*warnings, *task.warnings]:
         log.warn(message)
+
+
+def _folder_of_test(cfg: CfgNode, folder: Path) -> Path:
+    """Where a run that trains nothing writes: OUTPUT_DIR, or test/ (knn/) in it where that is a training run's.
+
+    What the training run logged and reported, and the scores of its own test, stay as they are.
+    """
+    if not (folder / "checkpoints").is_dir():
+        return folder
+    task = task_of(cfg)
+    return prepare_folder(str(folder / (task if task in UNTRAINED_TASKS else "test")))
 
 
 def _evaluate_only(
@@ -288,31 +317,29 @@ def _evaluate_only(
 ) -> int:
     """TRAIN.ENABLE False, or a task that never trains: the numbers of the weights to test.
 
-    What a task that never trains says goes to a folder of its own where OUTPUT_DIR is that of a training run, whose
-    log stays as it is.
+    They are logged as epoch 0, whatever the weights went through: the configuration does not say how long that was.
     """
-    never_trains = plan.task in UNTRAINED_TASKS
-    if not never_trains and not cfg.TEST.ENABLE:
+    if plan.task not in UNTRAINED_TASKS and not cfg.TEST.ENABLE:
         raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
-    path = cfg.TEST.CHECKPOINT_FILE_PATH or _newest_checkpoint(folder, plan)
+    path = cfg.TEST.CHECKPOINT_FILE_PATH or str(newest_checkpoint(Path(cfg.OUTPUT_DIR) / "checkpoints") or "")
+    if not path:
+        raise UserError(
+            "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
+        )
     report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
     lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; it cannot be tested by this config.")
-    if never_trains and (folder / "checkpoints").is_dir():
-        folder = prepare_folder(str(folder / plan.task))
-    epoch, step = (0, 0) if never_trains else (plan.epochs, plan.total_steps)
-    log = RunLog(folder if world.is_main else None, first_step=step, mirror=mirror)
+    log = RunLog(folder if world.is_main else None, mirror=mirror)
     summary = _summary(cfg, task, plan, world, precision)
     _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()], summary)
     model = task.model.to(world.device).eval()
-    values = task.evaluate(model, epoch, last=True)
-    for name, thing, caption in task.pictures(model, epoch, last=True):
-        log.picture(name, thing, caption, epoch, step)
+    log.epoch(0, 0, task.evaluate(model, plan.epochs, last=True))
+    for name, thing, caption in task.pictures(model, plan.epochs, last=True):
+        log.picture(name, thing, caption, 0, 0)
     for loader in task.eval_loaders():
         met = {file.path: file for files in world.gather(list(loader.bad.values())) for file in files}
-        log.bad_files(list(met.values()), epoch)
-    log.epoch(epoch, step, values)
+        log.bad_files(list(met.values()), 0)
     log.end("finished")
     return _code(log, 0)
 
@@ -322,20 +349,6 @@ def _code(log: RunLog, code: int) -> int:
     if log.is_copied:
         return code
     return exit_with(UserError(f"OUTPUT_DIR lacks what the run wrote last (see the warning); it lies in {log.folder}."))
-
-
-def _newest_checkpoint(folder: Path, plan: RunPlan) -> str:
-    paths = list_checkpoints(folder / "checkpoints", plan)
-    if not paths:
-        raise UserError(
-            "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
-        )
-    # names tell the order of epochs and steps to the plan that made them, which an evaluating task does not know
-    return str(
-        paths[0]
-        if plan.files and plan.task not in UNTRAINED_TASKS
-        else max(paths, key=lambda path: path.stat().st_mtime_ns)
-    )
 
 
 def _plain(node: CfgNode) -> dict:

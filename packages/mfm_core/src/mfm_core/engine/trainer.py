@@ -237,11 +237,11 @@ class Trainer:
             values |= self.task.evaluate(model, epoch, last)
         except stop.Interrupted:
             return False
+        if values:  # before the pictures, whose errors must not cost the numbers
+            self.log.epoch(epoch, self.state.step, {**values, "evaluation_s": time.time() - start})
         for name, image, caption in self.task.pictures(model, epoch, last):
             self.log.picture(name, image, caption, epoch, self.state.step)
         self._log_bad_files([file for loader in self.task.eval_loaders() for file in loader.bad.values()])
-        if values:
-            self.log.epoch(epoch, self.state.step, {**values, "evaluation_s": time.time() - start})
         return True
 
     def evaluated(self) -> torch.nn.Module:

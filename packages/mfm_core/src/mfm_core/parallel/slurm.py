@@ -126,6 +126,11 @@ class JobRequest:
         for name, value in {**numbers, "--cpus-per-gpu": options.cpus_per_gpu}.items():
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1.")
+        if cfg.TRAIN.ENABLE and not cfg.TRAIN.AUTO_RESUME:
+            raise UserError(
+                "TRAIN.AUTO_RESUME False would begin anew whenever the job is queued again; leave it True with "
+                "--slurm, and start afresh in another OUTPUT_DIR."
+            )
         nodes = options.nodes or cfg.NUM_SHARDS
         processes = options.gpus_per_node or max(1, cfg.NUM_GPUS)
         command = [*command, "NUM_SHARDS", str(nodes), "NUM_GPUS", str(processes)]

@@ -18,6 +18,8 @@ from mfm_core.report.panels import sheet
 
 _SAME = np.array([52, 158, 90], dtype=np.uint8)
 """Frame of a neighbour of the query's class: a green that reads on light and dark."""
+GONE = np.full((1, 1, 3), 136, dtype=np.uint8)
+"""In the place of a file that has vanished since its features were computed; a sheet enlarges it."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,23 @@ def nearest(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def find_neighbours(
     dataset: Any, index: Tensor, similarity: Tensor, stills: Callable[[Tensor], list[np.ndarray]]
 ) -> list[list[Neighbour]]:
-    """The neighbours at `index` (N, count) of `dataset`, read again; `stills` makes (H, W, 3) uint8 of a batch."""
+    """The neighbours at `index` (N, count) of `dataset`, read again; `stills` makes (H, W, 3) uint8 of a batch.
+
+    A file that cannot be read any more is grey, and "gone" stands behind its class.
+    """
     listing = dataset.listing
 
     def neighbour(i: int, cosine: float) -> Neighbour:
-        view = torch.stack(dataset[SampleKey(0, i)].views)
-        return Neighbour(stills(view)[0], listing.classes[int(listing.labels[i])], cosine)
+        image, name = still_of(dataset, i, stills), listing.classes[int(listing.labels[i])]
+        return Neighbour(image, f"{name}, gone" if image is GONE else name, cosine)
 
     return [list(map(neighbour, *row)) for row in zip(index.tolist(), similarity.tolist())]
+
+
+def still_of(dataset: Any, index: int, stills: Callable[[Tensor], list[np.ndarray]]) -> np.ndarray:
+    """File `index` of `dataset`, read again, as (H, W, 3) uint8; `GONE` where it cannot be read any more."""
+    views = dataset[SampleKey(0, index)].views
+    return stills(torch.stack(views))[0] if views else GONE
 
 
 def neighbours_sheet(

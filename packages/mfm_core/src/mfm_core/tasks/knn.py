@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class KnnTask:
     """Classifies the validation files by their neighbours among the training files; both seen as in evaluation.
 
-    The features go to OUTPUT_DIR/features_train.safetensors and features_val.safetensors, and come from there where
+    The features go to features_train.safetensors and features_val.safetensors beside the log, and come from there where
     the weights, the model, the files' paths and everything else that makes them are the same.
     """
 

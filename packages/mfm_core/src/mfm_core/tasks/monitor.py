@@ -20,7 +20,7 @@ from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect_indexed
 from mfm_core.probe.knn import shared_knn_accuracy
-from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet
+from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet, still_of
 from mfm_core.tasks.datasets import DataSet
 from mfm_core.tasks.modality import Modality
 
@@ -123,9 +123,9 @@ class Monitor:
         """The sheet of what the latest k-NN found for a few queries."""
         queries, rows, similarity = self._nearest
         bank, shown = self.neighbour_loader.dataset, self.query_loader.dataset
-        images = torch.stack([shown[SampleKey(0, int(i))].views[0] for i in queries])
+        images = [still_of(shown, int(i), stills) for i in queries]
         names = [shown.listing.classes[int(shown.listing.labels[int(i)])] for i in queries]
-        return neighbours_sheet(stills(images), names, find_neighbours(bank, rows, similarity, stills))
+        return neighbours_sheet(images, names, find_neighbours(bank, rows, similarity, stills))
 
     def _features(self, model: Pretraining, loader: Loader) -> tuple[Tensor, Tensor, Tensor]:
         return collect_indexed(model.features, loader, self.world.device, self.autocast())

@@ -74,10 +74,11 @@ class PretrainTask:
         inputs, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
         with torch.inference_mode():
             drawn = self.modality.reconstruct(self.cfg, model, inputs, model(inputs, mask), ())
-        pictures = [(name, picture, f"after {epoch} epochs; {remarks}") for name, picture, remarks in drawn]
+        when = f"after {epoch} epochs" if self.cfg.TRAIN.ENABLE else "the weights tested"  # which do not tell their age
+        pictures = [(name, picture, f"{when}; {remarks}") for name, picture, remarks in drawn]
         if is_due(epoch, self.cfg.KNN.PERIOD, last):
             nearest = f"nearest training {self.modality.noun} by cosine; framed where of the query's class"
-            caption = f"after {epoch} epochs: {nearest}"
+            caption = f"{when}: {nearest}"
             pictures.append(("neighbours", self.monitor.neighbours(partial(self.modality.stills, self.cfg)), caption))
         return pictures
 

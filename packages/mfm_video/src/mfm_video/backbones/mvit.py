@@ -202,7 +202,8 @@ def mvit_from_cfg(cfg: CfgNode) -> MViT:
     if model.embed_grid != wanted:
         raise UserError(
             f"MVIT.PATCH_PADDING {list(padding)} makes {model.embed_grid} tokens where MVIT.PATCH_STRIDE "
-            f"{list(stride)} means {wanted}; pad by half of MVIT.PATCH_KERNEL, {[k // 2 for k in kernel]}."
+            f"{list(stride)} means {wanted}; pad by half of MVIT.PATCH_KERNEL, {[k // 2 for k in kernel]}, or choose "
+            "DATA.NUM_FRAMES and DATA.TRAIN_CROP_SIZE that the strides divide."
         )
     return model
 

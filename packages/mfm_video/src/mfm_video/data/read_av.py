@@ -106,29 +106,36 @@ class AvVideo:
         wanted = sorted(set(indices))
         canvas = _Canvas(len(wanted), short_side)
         with readable(self.path, "damaged"):
-            if self._index is None:
-                self._read_counting(wanted, canvas)
-            else:
-                for run in self._index.runs(wanted):
-                    self._read_run(run, canvas)
+            for frame in self.decode(wanted):
+                canvas.add(frame)
         if canvas.filled < len(wanted):
             raise UnreadableVideo(self.path, f"damaged: frame {wanted[canvas.filled]} cannot be decoded")
         place = {index: i for i, index in enumerate(wanted)}
         return canvas.upright([place[index] for index in indices])
 
-    def _read_run(self, run: list[int], canvas: _Canvas) -> None:
+    def decode(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+        """The frames at the rising indices `wanted` as the decoder gives them, fewer where some are lost; raises what
+        PyAV raises."""
+        if self._index is None:
+            yield from self._decode_counting(wanted)
+        else:
+            for run in self._index.runs(wanted):
+                yield from self._decode_run(run)
+
+    def _decode_run(self, run: list[int]) -> Iterator[VideoFrame]:
         """Decodes from the key frame before the first of `run` until its last.
 
         A packet may hold a picture that is never shown (VP8); the frame after it then stands for it.
         """
         targets = deque(self._index.times[index] for index in run)
-        wanted, sparse = set(targets), self.codec in SKIPPABLE
+        wanted, sparse, skips = set(targets), self.codec in SKIPPABLE, None
         for packet in self._packets_from(self._index.begin(run[0])):
-            if sparse:
-                self._codec.skip_frame = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
+            skip = sparse and packet is not None and packet.pts not in wanted
+            if skip is not skips:  # telling the decoder takes longer than asking
+                self._codec.skip_frame, skips = "NONREF" if skip else "DEFAULT", skip
             for frame in self._codec.decode(packet):
                 while targets and frame.pts is not None and targets[0] <= frame.pts:
-                    canvas.add(frame)
+                    yield frame
                     targets.popleft()
             if not targets:
                 return
@@ -150,19 +157,20 @@ class AvVideo:
                     yield packet
         yield None
 
-    def _read_counting(self, wanted: list[int], canvas: _Canvas) -> None:
+    def _decode_counting(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         """Decodes from the beginning; frames are known by their number."""
         self._restart()
-        number, last = 0, None
+        left, number, last = deque(wanted), 0, None
         for frame in self._container.decode(self._stream):
-            if number == wanted[canvas.filled]:
-                canvas.add(frame)
-                if canvas.filled == len(wanted):
+            if number == left[0]:
+                yield frame
+                left.popleft()
+                if not left:
                     return
             number, last = number + 1, frame
-        for _ in range(len(wanted) - canvas.filled):
+        for _ in left:
             if last is not None and number + LOST >= self.frames:
-                canvas.add(last)
+                yield last
 
     def rotation(self) -> int:
         """By how many degrees the frames, as stored, have to be turned counter-clockwise; decodes the first one."""

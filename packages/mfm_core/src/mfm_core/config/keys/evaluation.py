@@ -7,10 +7,11 @@ TEST = CN()
 TEST.ENABLE = True
 TEST.DATASET = "kinetics"
 TEST.BATCH_SIZE = 8
-# Weights to test where nothing is trained; "" is the newest checkpoint in OUTPUT_DIR.
+# Weights to test where nothing is trained; "" is the newest checkpoint in OUTPUT_DIR. In a training run's OUTPUT_DIR
+# the test has a folder of its own, test (TASK knn: knn).
 TEST.CHECKPOINT_FILE_PATH = ""
 # ours: short sides, in pixels, that evaluation resizes images to before the crop; [] follows IN_VAL_CROP_RATIO. The
-# first counts; with several, accuracy at each is listed after the last epoch and when testing.
+# first counts; with several, fine-tuning lists accuracy at each after the last epoch and when testing.
 TEST.RESIZE_SIZES = []
 # Views of a video.
 TEST.NUM_ENSEMBLE_VIEWS = 10
