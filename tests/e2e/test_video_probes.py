@@ -101,6 +101,18 @@ class TestKnn:
             assert main(self.config("maskfeat", weights, clip_folder, output, *change)) == 0
             assert ("read from" in capsys.readouterr().out) == (not change), change
 
+    def test_other_labels_of_the_same_clips(self, trained_clips, clip_folder, tmp_path, capsys):
+        """Saved with the features, they would be answered with what the list said before."""
+        data, output = Path(shutil.copytree(clip_folder, tmp_path / "data")), tmp_path / "out"
+        run = ["maskfeat", trained_clips("maskfeat"), data, output]
+        assert main(self.config(*run)) == 0
+        lines = (data / "train.csv").read_text().splitlines()
+        (data / "train.csv").write_text("\n".join(f"{line[:-1]}{(int(line[-1]) + 1) % 3}" for line in lines))
+        capsys.readouterr()
+        assert main(self.config(*run)) == 0
+        said = capsys.readouterr().out
+        assert "features of train: 12 saved" in said and "features of val" in said
+
     def test_beside_the_run_that_made_the_weights(self, trained_clips, clip_folder, tmp_path):
         """A video that cannot be read is listed, and is nobody's neighbour."""
         data = Path(shutil.copytree(clip_folder, tmp_path / "data"))

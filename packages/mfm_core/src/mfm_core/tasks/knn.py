@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -96,7 +97,8 @@ class KnnTask:
             "weights": weights,
             "folder": str(Path(listing.origin).resolve()),
             "files": len(listing.paths),
-            "names": hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
+            "names": _digest(names.encode("utf-8", "surrogateescape")),
+            "labels": _digest(np.asarray(listing.labels, dtype=np.int64).tobytes()),
             "classes": list(self.classes),
             "seen": self.modality.seen_as(cfg),
             "normalisation": [list(cfg.DATA.MEAN), list(cfg.DATA.STD)],
@@ -104,3 +106,7 @@ class KnnTask:
             "model": {"MODEL.ARCH": cfg.MODEL.ARCH, "MVIT": dict(cfg.MVIT), "RESNET": dict(cfg.RESNET)},
             "precision": self.precision,
         }
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
