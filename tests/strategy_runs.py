@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 from paths import CONFIGS
@@ -186,14 +188,24 @@ TWISTS: dict[str, Callable[[MemoryTask], None]] = {
 }
 
 
+@contextmanager
+def small(case: Case) -> Iterator[None]:
+    """Inside, ResNets are built small, and the buckets of sharded_ddp as the case has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "LAYERS", dict.fromkeys(resnet.LAYERS, (1, 1, 1, 1)))
+        patch.setattr(resnet, "STEM", 4)
+        patch.setattr(resnet, "PLANES", (2, 3, 4, 6))
+        patch.setattr(sharded_ddp, "BUCKET", 600 if case.twist == "no buckets" else sharded_ddp.BUCKET)
+        yield
+
+
 def trainer_of(case: Case, world: World, folder: Path) -> Trainer:
     """The real one, as a run builds it."""
-    resnet.LAYERS, resnet.STEM, resnet.PLANES = dict.fromkeys(resnet.LAYERS, (1, 1, 1, 1)), 4, (2, 3, 4, 6)
-    sharded_ddp.BUCKET = 600 if case.twist == "no buckets" else 2**23
     cfg = config_of(case, folder)
-    task = MemoryTask(cfg, case, world)
-    plan = replace(plan_run(cfg, task.files, world.size), accum_steps=case.parts)
-    trainer = build_trainer(cfg, task, plan, world, folder, case.precision, [])
+    with small(case):
+        task = MemoryTask(cfg, case, world)
+        plan = replace(plan_run(cfg, task.files, world.size), accum_steps=case.parts)
+        trainer = build_trainer(cfg, task, plan, world, folder, case.precision, [])
     trainer.model.train()
     trainer.state.scaler._init_scale = 2.0**26  # so that fp16 overflows at first
     # where gradients are shared out, only one process can see it

@@ -92,7 +92,8 @@ def test_an_end_to_requeuing(on_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "MAX_REQUEUES", 1)
     (job,) = slurm.submit(request(tmp_path, "stop", 9))
     for start in (0, 1):
-        on_cluster.wait((tmp_path / "0" / f"start_{start}_1.json").exists, f"start {start}", job.job_id)
+        for rank in (0, 1):  # each listens from its note on
+            on_cluster.wait((tmp_path / "0" / f"start_{start}_{rank}.json").exists, f"start {start}", job.job_id)
         on_cluster.run("scancel", "--signal=USR1", job.job_id)
     end = on_cluster.wait_for_end(job.job_id)
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "75:0", "1")

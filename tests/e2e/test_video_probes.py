@@ -45,7 +45,7 @@ class TestProbe:
         assert_same(last_state(tmp_path / "parts"), state)
         test = self.config(kind, "", clip_folder, tmp_path / "whole", *same_pooling, "TRAIN.ENABLE", "False")
         assert main(test) == 0
-        *_, trained, tested = log_of(tmp_path / "whole", "epoch")
+        trained, tested = (log_of(folder, "epoch")[-1] for folder in (tmp_path / "whole", tmp_path / "whole" / "test"))
         numbers = [key for key in tested if key.startswith(("top", "val_loss", "best_lr", "images"))]
         assert len(numbers) == 11 and all(trained[key] == tested[key] for key in numbers)
         assert tested["images"] == 5 and tested["val_loss/lr_0.1"] != tested["val_loss/lr_0.01"]
