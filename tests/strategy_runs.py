@@ -189,20 +189,20 @@ TWISTS: dict[str, Callable[[MemoryTask], None]] = {
 
 
 @contextmanager
-def small(case: Case) -> Iterator[None]:
-    """Inside, ResNets are built small, and the buckets of sharded_ddp as the case has them."""
+def small_resnets() -> Iterator[None]:
+    """Inside, ResNets are built small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "LAYERS", dict.fromkeys(resnet.LAYERS, (1, 1, 1, 1)))
         patch.setattr(resnet, "STEM", 4)
         patch.setattr(resnet, "PLANES", (2, 3, 4, 6))
-        patch.setattr(sharded_ddp, "BUCKET", 600 if case.twist == "no buckets" else sharded_ddp.BUCKET)
         yield
 
 
 def trainer_of(case: Case, world: World, folder: Path) -> Trainer:
     """The real one, as a run builds it."""
+    sharded_ddp.BUCKET = 600 if case.twist == "no buckets" else 2**23
     cfg = config_of(case, folder)
-    with small(case):
+    with small_resnets():
         task = MemoryTask(cfg, case, world)
         plan = replace(plan_run(cfg, task.files, world.size), accum_steps=case.parts)
         trainer = build_trainer(cfg, task, plan, world, folder, case.precision, [])
