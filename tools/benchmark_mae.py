@@ -8,19 +8,16 @@ hidden, encoder and decoder alike; and MAE as its recipe has it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from benchmark_step import images, make_batch, measured, our_step
-from benchmark_timing import Row, median_times, threads_of
+from benchmark_step import Way, build_step
+from benchmark_timing import Row, median_times
 from fvcore.common.config import CfgNode
 
 from mfm_core.config import load_config
-from mfm_core.engine.dry_run import forward_macs
-from mfm_core.engine.precision import computes_bf16
-from mfm_image.models import build_model, example_input
+from mfm_image.models import build_model
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mae"
 FILES = {"cpu": ("in1k_VIT_B_16_PT_800e", "priv_VIT_B_GAP_PT_400e")}
@@ -36,21 +33,16 @@ def benchmark_mae(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _rows(args: argparse.Namespace, file: str) -> Iterator[Row]:
-    device = torch.device(args.device)
-    cpu = device.type == "cpu"
-    size = args.batch or (8 if cpu else 128)
-    precision = "bf16" if computes_bf16(device) else "fp32"
-    compiled = args.compile if args.compile is not None else not cpu
-    threads = max(args.threads) if cpu else 0
+    way = Way.from_args(args)
+    size = way.size
     configs = _configs(args, file, size)
-    with threads_of(threads) if cpu else nullcontext():
-        built = {name: _step(cfg, size, device, precision, compiled) for name, cfg in configs.items()}
-        times = median_times({name: run for name, (run, _, _) in built.items()}, args.repeats, device)
-    told = {name: _told(size / times[name], macs, peak) for name, (_, macs, peak) in built.items()}
-    how = f"{precision}{', compiled' if compiled else ''}"
+    with way.threads_set():
+        built = {name: build_step(cfg, way) for name, cfg in configs.items()}
+        times = median_times({name: run for name, (run, _, _) in built.items()}, args.repeats, way.device)
+    told = {name: _told(size / times[name], macs, peak) for name, (_, peak, macs) in built.items()}
     for other in list(built)[1:]:
-        case = f"{' '.join([file, *args.set])}, batch {size}, {how}: {other}, beside MAE"
-        yield Row("mae", case, threads, times[other], times["MAE"], f"{told[other]}; MAE {told['MAE']}")
+        case = f"{' '.join([file, *args.set])}, {way}: {other}, beside MAE"
+        yield Row("mae", case, way.threads, times[other], times["MAE"], f"{told[other]}; MAE {told['MAE']}")
 
 
 def _configs(args: argparse.Namespace, file: str, size: int) -> dict[str, CfgNode]:
@@ -68,17 +60,6 @@ def _configs(args: argparse.Namespace, file: str, size: int) -> dict[str, CfgNod
         "MaskFeat's wiring": load_config(path, [*common, *maskfeat]),
         "MAE with next to nothing hidden": load_config(path, [*common, *fewest]),
     }
-
-
-def _step(
-    cfg: CfgNode, size: int, device: torch.device, precision: str, compiled: bool
-) -> tuple[Callable, float, float | None]:
-    """A training step, the multiply-adds of one image's forward pass, and the GB that the step holds (on a GPU)."""
-    torch.manual_seed(0)
-    model = build_model(cfg).to(device).train()
-    batch = make_batch(cfg, model.backbone.grid, images(cfg, size), device)
-    run, peak = measured(lambda: our_step(cfg, model, batch, precision, compiled), device)
-    return run, forward_macs(model, example_input(cfg, model.backbone.grid)), peak
 
 
 def _told(speed: float, macs: float, peak: float | None) -> str:

@@ -11,19 +11,15 @@ import argparse
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-from benchmark_step import images, make_batch, measured, our_step
-from benchmark_timing import Row, median_times, threads_of
+from benchmark_step import Way, build_step
+from benchmark_timing import Row, median_times
 from fvcore.common.config import CfgNode
 
 from mfm_core.config import load_config
-from mfm_core.engine.dry_run import forward_macs
-from mfm_core.engine.precision import computes_bf16
-from mfm_image.models import build_model, example_input
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = {
@@ -38,53 +34,36 @@ STATUS = Path("/proc/self/status")
 
 def benchmark_methods(args: argparse.Namespace) -> Iterator[Row]:
     """A row for each method; the plain side is MaskFeat's step."""
-    device = torch.device(args.device)
-    cpu = device.type == "cpu"
-    size = args.batch or (8 if cpu else 128)
-    precision = "bf16" if computes_bf16(device) else "fp32"
-    compiled = args.compile if args.compile is not None else not cpu
-    threads = max(args.threads) if cpu else 0
-    common = ["TRAIN.BATCH_SIZE", str(size), "TRAIN.ACCUM_STEPS", "1", *args.set]
+    way = Way.from_args(args)
+    common = ["TRAIN.BATCH_SIZE", str(way.size), "TRAIN.ACCUM_STEPS", "1", *args.set]
     configs = {name: load_config(str(CONFIGS / f"{path}.yaml"), common) for name, path in RECIPES.items()}
-    resident = {name: peak_resident(cfg, size, precision) for name, cfg in configs.items()} if cpu else {}
+    resident = {name: peak_resident(cfg, way) for name, cfg in configs.items()} if way.threads else {}
     steps: dict[str, Callable] = {}
     told: dict[str, str] = {}
-    with threads_of(threads) if cpu else nullcontext():
+    with way.threads_set():
         for name, cfg in configs.items():
-            steps[name], peak, macs = build_step(cfg, size, device, precision, compiled)
+            steps[name], peak, macs = build_step(cfg, way)
             peak = resident.get(name, peak)
             memory = "" if peak is None else f", peak memory {peak:.1f} GB"
             told[name] = f"{macs / 1e9:.3g} GFLOPs forward{memory}"
-        times = median_times(steps, args.repeats, device)
-    how = f"batch {size}, {precision}{', compiled' if compiled else ''}"
+        times = median_times(steps, args.repeats, way.device)
     base = times[next(iter(steps))]
     for name, seconds in times.items():
-        case = " ".join([name, *args.set]) + f", {how}, beside MaskFeat"
-        yield Row("methods", case, threads, base, seconds, f"{size / seconds:.3g} images/s, {told[name]}")
+        case = " ".join([name, *args.set]) + f", {way}, beside MaskFeat"
+        yield Row("methods", case, way.threads, base, seconds, f"{way.size / seconds:.3g} images/s, {told[name]}")
 
 
-def build_step(
-    cfg: CfgNode, size: int, device: torch.device, precision: str, compiled: bool
-) -> tuple[Callable, float | None, int]:
-    """A training step, the GB that it adds to a GPU's memory, and the multiply-adds of an image's forward pass."""
-    torch.manual_seed(0)
-    model = build_model(cfg).to(device).train()
-    batch = make_batch(cfg, model.backbone.grid, images(cfg, size), device)
-    run, peak = measured(lambda: our_step(cfg, model, batch, precision, compiled), device)
-    return run, peak, forward_macs(model, example_input(cfg, model.backbone.grid))
-
-
-def peak_resident(cfg: CfgNode, size: int, precision: str) -> float | None:
+def peak_resident(cfg: CfgNode, way: Way) -> float | None:
     """GB of main memory that three training steps of a fresh process take; None where the system does not tell."""
     if not STATUS.exists():
         return None
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(_grown, cfg, size, precision).result()
+        return fresh.submit(_grown, cfg, way).result()
 
 
-def _grown(cfg: CfgNode, size: int, precision: str) -> float:
+def _grown(cfg: CfgNode, way: Way) -> float:
     before = _resident("VmRSS")
-    run, _, _ = build_step(cfg, size, torch.device("cpu"), precision, compiled=False)
+    run, _, _ = build_step(cfg, replace(way, compiled=False))
     for _ in range(3):
         run()
     return (_resident("VmHWM") - before) / 1e9

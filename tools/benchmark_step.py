@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,6 +208,46 @@ def measured(build: Callable[[], Callable], device: torch.device) -> tuple[Calla
     torch.cuda.reset_peak_memory_stats(device)
     run()
     return run, (torch.cuda.max_memory_allocated(device) - before) / 1e9
+
+
+@dataclass(frozen=True)
+class Way:
+    """How steps of image models are taken, in the device's best precision. threads: of a CPU; 0 on a GPU."""
+
+    device: torch.device
+    size: int
+    precision: str
+    compiled: bool
+    threads: int
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Way:
+        """As the command line says: 8 images on a CPU, 128 on a GPU, where it says nothing."""
+        device = torch.device(args.device)
+        cpu = device.type == "cpu"
+        return cls(
+            device=device,
+            size=args.batch or (8 if cpu else 128),
+            precision="bf16" if computes_bf16(device) else "fp32",
+            compiled=args.compile if args.compile is not None else not cpu,
+            threads=max(args.threads) if cpu else 0,
+        )
+
+    def __str__(self) -> str:
+        return f"batch {self.size}, {self.precision}{', compiled' if self.compiled else ''}"
+
+    def threads_set(self) -> AbstractContextManager:
+        """Inside, torch computes on these threads."""
+        return threads_of(self.threads) if self.threads else nullcontext()
+
+
+def build_step(cfg: CfgNode, way: Way) -> tuple[Callable, float | None, int]:
+    """A training step, the GB that it adds to a GPU's memory, and the multiply-adds of an image's forward pass."""
+    torch.manual_seed(0)
+    model = build_model(cfg).to(way.device).train()
+    batch = make_batch(cfg, model.backbone.grid, images(cfg, way.size), way.device)
+    run, peak = measured(lambda: our_step(cfg, model, batch, way.precision, way.compiled), way.device)
+    return run, peak, forward_macs(model, example_input(cfg, model.backbone.grid))
 
 
 def our_step(cfg: CfgNode, model: Pretraining, batch: Batch, precision: str, compiled: bool) -> Callable:
