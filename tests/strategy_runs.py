@@ -21,7 +21,7 @@ from mfm_core.checkpoint.io import save_atomic
 from mfm_core.checkpoint.resume import restore
 from mfm_core.checkpoint.state import whole_state
 from mfm_core.config import load_config, plan_run
-from mfm_core.engine.run import build_trainer
+from mfm_core.engine.run import Setup, build_trainer
 from mfm_core.engine.trainer import Trainer
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
@@ -205,7 +205,7 @@ def trainer_of(case: Case, world: World, folder: Path) -> Trainer:
     with small_resnets():
         task = MemoryTask(cfg, case, world)
         plan = replace(plan_run(cfg, task.files, world.size), accum_steps=case.parts)
-        trainer = build_trainer(cfg, task, plan, world, folder, case.precision, [])
+        trainer = build_trainer(Setup(cfg, task, plan, world, folder, case.precision, []))
     trainer.model.train()
     trainer.state.scaler._init_scale = 2.0**26  # so that fp16 overflows at first
     # where gradients are shared out, only one process can see it

@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.randomness import seed_everything
 from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
+from mfm_core.interfaces import Task
 from mfm_core.mirror import Mirror
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
@@ -47,6 +49,24 @@ from mfm_core.paths import is_remote
 logger = logging.getLogger(__name__)
 TaskBuilder = Callable[[CfgNode, World, str], object]
 """(configuration, world, precision) to a `Task`."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is decided before a run trains or evaluates.
+
+    cfg, task, plan: what is run. world: this process. folder: where it writes. precision: fp32 | bf16 | fp16. warnings:
+    of the configuration. mirror: what the folder is copied to, where OUTPUT_DIR is an address.
+    """
+
+    cfg: CfgNode
+    task: Task
+    plan: RunPlan
+    world: World
+    folder: Path
+    precision: str
+    warnings: list[str]
+    mirror: Mirror | None = None
 
 
 def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
@@ -112,10 +132,11 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
         seed_everything(cfg.RNG_SEED, "weights")
         task = build_task(cfg if beside == folder else _working_in(beside, cfg), world, precision)
         plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
+        setup = Setup(cfg, task, plan, world, beside, precision, warnings, mirror)
         if not plan.trains:
-            return _evaluate_only(cfg, task, plan, world, beside, precision, warnings, mirror)
+            return _evaluate_only(setup)
         with signals.listening():
-            trainer = build_trainer(cfg, task, plan, world, folder, precision, warnings, mirror)
+            trainer = build_trainer(setup)
             log = trainer.log
             finished = trainer.train()
             log.end("finished" if finished else "stopped")
@@ -147,28 +168,20 @@ def _machines(cfg: CfgNode, world: World, folder: Path) -> int:
     return resumes and machines_of(folder / "checkpoints", cfg.TRAIN.BATCH_SIZE * here) or here
 
 
-def build_trainer(
-    cfg: CfgNode,
-    task,
-    plan: RunPlan,
-    world: World,
-    folder: Path,
-    precision: str,
-    warnings: list[str],
-    mirror: Mirror | None = None,
-) -> Trainer:
-    """The trainer of `cfg`, with weights, optimizer and position restored where there is something to restore."""
-    strategy = build_strategy(cfg.DIST, world, precision)
+def build_trainer(setup: Setup) -> Trainer:
+    """The trainer of a run, with weights, optimizer and position restored where there is something to restore."""
+    cfg, task, plan, world, folder = setup.cfg, setup.task, setup.plan, setup.world, setup.folder
+    strategy = build_strategy(cfg.DIST, world, setup.precision)
     model = task.model.to(world.device)
-    summary = _summary(cfg, task, plan, world, precision)
+    summary = _summary(setup)
     average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None
     for sharded in (model, average.module) if average is not None else (model,):
         strategy.shard(sharded)
-    guard = StepGuard.from_cfg(cfg, world.device, precision)
+    guard = StepGuard.from_cfg(cfg, world.device, setup.precision)
     state = TrainState(
         model=model,
         optimizer=build_optimizer(model, cfg, strategy.optimizer),
-        scaler=strategy.scaler(precision == "fp16"),
+        scaler=strategy.scaler(setup.precision == "fp16"),
         average=average.module if average is not None else None,
         guard=guard,
         strategy=strategy,
@@ -186,8 +199,8 @@ def build_trainer(
             "one folder that all machines share."
         )
     notes += _set_aside(cfg, state, folder / "checkpoints")
-    log = RunLog(folder if world.is_main else None, state.step, cfg.TRAIN.AUTO_RESUME, mirror)
-    _log_start(cfg, task, plan, world, log, precision, warnings, notes, summary)
+    log = RunLog(folder if world.is_main else None, state.step, cfg.TRAIN.AUTO_RESUME, setup.mirror)
+    _log_start(setup, log, notes, summary)
     repetitions = cfg.AUG.REPEATED_SAMPLER
     sampler = TrainSampler(
         plan.files, plan.batch_per_rank, world.rank, world.size, cfg.RNG_SEED, repetitions=repetitions
@@ -201,7 +214,7 @@ def build_trainer(
         average=average,
         loader=build_loader(task.train_set, sampler, cfg.DATA_LOADER.NUM_WORKERS, pin_memory),
         plan=plan,
-        settings=Settings.from_cfg(cfg, precision),
+        settings=Settings.from_cfg(cfg, setup.precision),
         world=world,
         guard=guard,
         log=log,
@@ -245,31 +258,24 @@ def _set_aside(cfg: CfgNode, state: TrainState, folder: Path) -> list[str]:
     return [f"begins anew: the checkpoints of the run before lie in {moved}"] if moved else []
 
 
-def _summary(cfg: CfgNode, task, plan: RunPlan, world: World, precision: str) -> list[str]:
+def _summary(setup: Setup) -> list[str]:
     """The table of the dry run, where LOG_MODEL_INFO wants it; the model is still in one piece."""
+    cfg, task, world = setup.cfg, setup.task, setup.world
     if not world.is_main or not cfg.LOG_MODEL_INFO:
         return []
-    return describe_run(task.model, task.summary_input, cfg, plan, precision, world.device.type).lines()
+    return describe_run(task.model, task.summary_input, cfg, setup.plan, setup.precision, world.device.type).lines()
 
 
-def _log_start(
-    cfg: CfgNode,
-    task,
-    plan: RunPlan,
-    world: World,
-    log: RunLog,
-    precision: str,
-    warnings: list[str],
-    notes: list[str],
-    summary: list[str],
-) -> None:
+def _log_start(setup: Setup, log: RunLog, notes: list[str], summary: list[str]) -> None:
+    """What is run, with what and where; notes: what was restored."""
+    cfg, task, plan, world, warnings = setup.cfg, setup.task, setup.plan, setup.world, setup.warnings
     if not world.is_main:
         return
     for line in summary:
         logger.info("%s", line)
     where = f"{world.size} process(es) on {world.device.type}"
-    copied = f", copied to {log.mirror.address}" if log.mirror else ""
-    logger.info("%s, %s, %d training files, output in %s%s", where, precision, plan.files, log.folder, copied)
+    copied = f", copied to {setup.mirror.address}" if setup.mirror else ""
+    logger.info("%s, %s, %d training files, output in %s%s", where, setup.precision, plan.files, log.folder, copied)
     if cfg.NUM_GPUS > 1 and world.size == 1:
         note = f"NUM_GPUS {cfg.NUM_GPUS}: one process runs, for there is no GPU (or torchrun says so)."
         warnings = [*warnings, note]
@@ -287,7 +293,7 @@ def _log_start(
     log.run(
         name=Path(cfg.OUTPUT_DIR).resolve().name,
         config=_plain(cfg),
-        environment={**describe(), "precision": precision, "processes": world.size, "device": str(world.device)},
+        environment={**describe(), "precision": setup.precision, "processes": world.size, "device": str(world.device)},
         plan={"task": plan.task, "modality": plan.modality, "parameters": parameters, "images": plan.files, **training},
     )
     for message in [*warnings, *task.warnings]:
@@ -305,20 +311,12 @@ def _folder_of_test(cfg: CfgNode, folder: Path) -> Path:
     return prepare_folder(str(folder / (task if task in UNTRAINED_TASKS else "test")))
 
 
-def _evaluate_only(
-    cfg: CfgNode,
-    task,
-    plan: RunPlan,
-    world: World,
-    folder: Path,
-    precision: str,
-    warnings: list[str],
-    mirror: Mirror | None,
-) -> int:
+def _evaluate_only(setup: Setup) -> int:
     """TRAIN.ENABLE False, or a task that never trains: the numbers of the weights to test.
 
     They are logged as epoch 0, whatever the weights went through: the configuration does not say how long that was.
     """
+    cfg, task, plan, world = setup.cfg, setup.task, setup.plan, setup.world
     if plan.task not in UNTRAINED_TASKS and not cfg.TEST.ENABLE:
         raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
     path = cfg.TEST.CHECKPOINT_FILE_PATH or str(newest_checkpoint(Path(cfg.OUTPUT_DIR) / "checkpoints") or "")
@@ -330,9 +328,8 @@ def _evaluate_only(
     lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; it cannot be tested by this config.")
-    log = RunLog(folder if world.is_main else None, mirror=mirror)
-    summary = _summary(cfg, task, plan, world, precision)
-    _log_start(cfg, task, plan, world, log, precision, warnings, [f"testing {path}", *report.lines()], summary)
+    log = RunLog(setup.folder if world.is_main else None, mirror=setup.mirror)
+    _log_start(setup, log, [f"testing {path}", *report.lines()], _summary(setup))
     model = task.model.to(world.device).eval()
     log.epoch(0, 0, task.evaluate(model, plan.epochs, last=True))
     for name, thing, caption in task.pictures(model, plan.epochs, last=True):
