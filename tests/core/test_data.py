@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from mfm_core.config import load_config, plan_run
 from mfm_core.data.loader import build_loader, collate
-from mfm_core.data.sampler import EvalSampler, TrainSampler
+from mfm_core.data.sampler import EpochCut, EvalSampler, TrainSampler
 from mfm_core.data.seeding import derive_seed, seeded
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Sample, SampleKey
@@ -79,7 +79,7 @@ def test_seeded_block_repeats_and_leaves_the_outer_state_alone():
 
 
 def test_train_sampler_permutes_by_epoch_and_drops_the_last_incomplete_batch():
-    sampler = TrainSampler(23, batch_size=5, seed=3)
+    sampler = TrainSampler(EpochCut(23, 5), seed=3)
     epochs = []
     for epoch in (0, 1):
         sampler.set_position(epoch)
@@ -90,49 +90,63 @@ def test_train_sampler_permutes_by_epoch_and_drops_the_last_incomplete_batch():
         assert len(set(flat)) == 20 and set(flat) <= set(range(23))
         epochs.append(flat)
     assert epochs[0] != epochs[1]
-    assert indices(TrainSampler(23, 5, seed=3)) == [epochs[0][i : i + 5] for i in range(0, 20, 5)]
-    assert indices(TrainSampler(23, 5, seed=4)) != indices(TrainSampler(23, 5, seed=3))
+    assert indices(TrainSampler(EpochCut(23, 5), seed=3)) == [epochs[0][i : i + 5] for i in range(0, 20, 5)]
+    assert indices(TrainSampler(EpochCut(23, 5), seed=4)) != indices(TrainSampler(EpochCut(23, 5), seed=3))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_together_see_the_global_batches_of_one_process(world_size):
-    alone = TrainSampler(50, batch_size=12, seed=1, start_epoch=2)
-    ranks = [TrainSampler(50, 12 // world_size, r, world_size, seed=1, start_epoch=2) for r in range(world_size)]
+@pytest.mark.parametrize("cut", [EpochCut(50, 12), EpochCut(50, 12, drop_last=False)], ids=["whole", "uneven"])
+def test_ranks_together_see_the_global_batches_of_one_process(cut, world_size):
+    alone = TrainSampler(cut, seed=1, start_epoch=2)
+    ranks = [TrainSampler(cut, r, world_size, seed=1, start_epoch=2) for r in range(world_size)]
     joined = [sum(parts, []) for parts in zip(*ranks)]
     assert joined == list(alone)
     assert {len(rank) for rank in ranks} == {len(alone)}
+    for parts in zip(*ranks):
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1, "no rank waits for another's larger share"
 
 
+@pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("repetitions", [1, 3])
 @pytest.mark.parametrize(("length", "batch"), [(48, 12), (50, 12), (23, 4), (12, 12)])
-def test_an_epoch_comes_to_each_sample_once_but_those_it_says(length, batch, repetitions):
+def test_an_epoch_comes_to_each_sample_once_but_those_it_says(length, batch, repetitions, drop_last):
     """Over the ranks of any number; after a stop in its middle, with other ranks than before; by as many workers as
     there are. Over some epochs, what is left out changes."""
-    plan = plan_run(
-        load_config(None, ["TRAIN.BATCH_SIZE", str(batch), "AUG.REPEATED_SAMPLER", str(repetitions)]), length, 1
-    )
+    keys = {"TRAIN.BATCH_SIZE": batch, "AUG.REPEATED_SAMPLER": repetitions, "DATA_LOADER.DROP_LAST": drop_last}
+    cfg = load_config(None, [str(word) for item in keys.items() for word in item])
+    plan = plan_run(cfg, length, 1)
+    assert plan.left_out == 0 or drop_last or repetitions > 1
     left_out = set()
     for epoch in range(3):
         counts = torch.zeros(length, dtype=torch.int64)
         stop = plan.steps_per_epoch // 2
-        for world_size, steps in ((2, range(stop)), (4, range(stop, plan.steps_per_epoch))):
+        for world_size, steps in ((2, range(stop)), (3, range(stop, plan.steps_per_epoch))):
             for rank in range(world_size):
-                sampler = TrainSampler(
-                    length, batch // world_size, rank, world_size, 5, epoch, steps.start, repetitions=repetitions
-                )
+                sampler = TrainSampler(plan.cut, rank, world_size, 5, epoch, steps.start, repetitions=repetitions)
                 loader = build_loader(Numbers(), sampler, num_workers=rank % 2 if epoch == 0 else 0)
                 for _, got in zip(steps, loader):
                     counts += torch.bincount(got.index, minlength=length)
-        assert counts.sum() == plan.steps_per_epoch * batch and counts.max() <= repetitions
+        assert counts.sum() == plan.cut.places and counts.max() <= repetitions
         assert (counts == 0).sum() == plan.left_out
-        assert ((counts > 0) & (counts < repetitions)).sum() <= 1, "the last one may go on in no other batch"
+        if drop_last:
+            assert ((counts > 0) & (counts < repetitions)).sum() <= 1, "the last one may go on in no other batch"
         left_out.add(tuple((counts == 0).nonzero()[:, 0].tolist()))
     assert len(left_out) == (3 if plan.left_out else 1)
 
 
+@pytest.mark.parametrize(
+    ("length", "batch", "sizes"),
+    [(50, 12, [10] * 5), (23, 4, [3, 4, 4, 4, 4, 4]), (13, 12, [6, 7]), (48, 12, [12] * 4), (5, 12, [5])],
+)
+def test_batches_of_an_epoch_that_drops_nothing_differ_by_one_sample(length, batch, sizes):
+    cut = EpochCut(length, batch, drop_last=False)
+    assert sorted(map(len, cut)) == sizes and len(cut) == len(sizes) and cut.smallest == sizes[0]
+    assert [place for places in cut for place in places] == list(range(length))
+
+
 def test_resuming_in_mid_epoch_yields_exactly_the_rest():
-    whole = TrainSampler(40, 4, seed=5, start_epoch=3)
-    resumed = TrainSampler(40, 4, seed=5, start_epoch=3, start_step=7)
+    whole = TrainSampler(EpochCut(40, 4), seed=5, start_epoch=3)
+    resumed = TrainSampler(EpochCut(40, 4), seed=5, start_epoch=3, start_step=7)
     assert list(resumed) == list(whole)[7:]
     assert len(resumed) == len(whole) == 10
     resumed.set_position(3, 10)
@@ -152,7 +166,8 @@ def test_repeated_augmentation_takes_what_the_published_sampler_takes(folder, mo
     monkeypatch.setattr(TrainSampler, "order", lambda self, epoch: order)
     position = {int(file): i for i, file in enumerate(order)}
     per_rank = 32
-    samplers = [TrainSampler(size, per_rank, rank, ranks, repetitions=repetitions) for rank in range(ranks)]
+    cut = EpochCut(size, per_rank * ranks)
+    samplers = [TrainSampler(cut, rank, ranks, repetitions=repetitions) for rank in range(ranks)]
     assert len(samplers[0]) == about["len_rank0"] // per_rank
     for step, parts in enumerate(zip(*samplers)):
         places = sorted(position[key.index] * repetitions + key.repetition for part in parts for key in part)
@@ -165,14 +180,13 @@ def test_repeated_augmentation_takes_what_the_published_sampler_takes(folder, mo
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_repetitions_come_in_one_batch_and_apart(world_size):
     """The same global batches for any number of ranks and after a stop; no two of a file side by side."""
-    alone = list(TrainSampler(100, 24, seed=1, start_epoch=2, repetitions=3))
-    batch = 24 // world_size
+    alone = list(TrainSampler(EpochCut(100, 24), seed=1, start_epoch=2, repetitions=3))
     options = {"world_size": world_size, "seed": 1, "start_epoch": 2, "repetitions": 3}
-    ranks = [TrainSampler(100, batch, rank, **options) for rank in range(world_size)]
+    ranks = [TrainSampler(EpochCut(100, 24), rank, **options) for rank in range(world_size)]
     assert [sum(parts, []) for parts in zip(*ranks)] == alone and len(alone) == 100 // 24
-    resumed = [TrainSampler(100, batch, rank, start_step=2, **options) for rank in range(world_size)]
+    resumed = [TrainSampler(EpochCut(100, 24), rank, start_step=2, **options) for rank in range(world_size)]
     assert [sum(parts, []) for parts in zip(*resumed)] == alone[2:]
-    plain = TrainSampler(100, 24, seed=1).order(2)[: 4 * 8].tolist()
+    plain = TrainSampler(EpochCut(100, 24), seed=1).order(2)[: 4 * 8].tolist()
     for step, keys in enumerate(alone):
         assert sorted((key.index, key.repetition) for key in keys) == sorted(
             (index, turn) for index in plain[step * 8 : step * 8 + 8] for turn in range(3)
@@ -192,7 +206,7 @@ def test_a_repetition_has_a_random_stream_of_its_own():
 
 def test_batch_larger_than_the_data_set_is_one_clear_line():
     with pytest.raises(UserError, match="TRAIN.BATCH_SIZE 256 is larger than the 100 training files") as error:
-        TrainSampler(100, batch_size=128, world_size=2)
+        TrainSampler(EpochCut(100, 256), world_size=2)
     assert "\n" not in str(error.value)
 
 
@@ -243,7 +257,7 @@ def test_collate_drops_samples_without_views_but_keeps_their_bad_files():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_follows_the_sampler_through_epochs_and_after_a_stop(workers):
-    sampler = TrainSampler(20, 4, seed=2)
+    sampler = TrainSampler(EpochCut(20, 4), seed=2)
     loader = build_loader(Numbers(), sampler, workers)
     for epoch, step in ((0, 0), (1, 0), (5, 3)):
         sampler.set_position(epoch, step)
@@ -257,7 +271,7 @@ def test_loader_follows_the_sampler_through_epochs_and_after_a_stop(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loading_leaves_the_random_state_of_the_training_process_alone(workers):
-    loader = build_loader(Numbers(), TrainSampler(20, 4), workers)
+    loader = build_loader(Numbers(), TrainSampler(EpochCut(20, 4)), workers)
     before = global_states()
     for _ in range(2):
         list(loader)
@@ -267,12 +281,12 @@ def test_loading_leaves_the_random_state_of_the_training_process_alone(workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_user_errors_of_a_data_set_arrive_as_they_are(workers):
     with pytest.raises(UserError, match="^one line, for the user$"):
-        list(build_loader(Failing(), TrainSampler(8, 4), workers))
+        list(build_loader(Failing(), TrainSampler(EpochCut(8, 4)), workers))
 
 
 def test_a_dead_worker_is_explained():
     with pytest.raises(UserError, match="memory.*DATA_LOADER.NUM_WORKERS") as error:
-        list(build_loader(Dying(), TrainSampler(8, 4), 1))
+        list(build_loader(Dying(), TrainSampler(EpochCut(8, 4)), 1))
     assert "\n" not in str(error.value)
 
 

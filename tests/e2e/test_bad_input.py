@@ -139,6 +139,9 @@ class TestDataFolder:
     def test_sizes_that_do_not_fit(self, photos, tmp_path, error_of):
         assert "TRAIN.BATCH_SIZE" in error_of(tiny_config("pretrain", photos, tmp_path, "TRAIN.BATCH_SIZE", "25"))
         assert "ACCUM_STEPS" in error_of(tiny_config("pretrain", photos, tmp_path, "TRAIN.ACCUM_STEPS", "3"))
+        uneven = ["DATA_LOADER.DROP_LAST", "False", "TRAIN.BATCH_SIZE", "23", "TRAIN.ACCUM_STEPS", "23"]
+        error = error_of(tiny_config("pretrain", photos, tmp_path, *uneven))
+        assert "DROP_LAST False cuts 24 training files into 2 batches of 12" in error and "ACCUM_STEPS 23" in error
         error = error_of(tiny_config("finetune", photos, tmp_path, "MODEL.NUM_CLASSES", "7"))
         assert "MODEL.NUM_CLASSES" in error and "3" in error and str(photos) in error
         shutil.rmtree(photos / "val")

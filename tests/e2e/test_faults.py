@@ -17,7 +17,7 @@ from tiny_runs import QUIET, TINY, assert_same, last_state, log_of
 
 from mfm_core.checkpoint.io import load_file_state
 from mfm_core.checkpoint.resume import newest_checkpoint
-from mfm_core.data.sampler import TrainSampler
+from mfm_core.data.sampler import EpochCut, TrainSampler
 
 KILLS = int(os.environ.get("MFM_FAULT_KILLS", "20"))
 SEED = int(os.environ.get("MFM_FAULT_SEED", "0"))
@@ -205,6 +205,6 @@ def test_a_nan_on_one_rank_names_step_and_files(rank, remedy, server, photo_fold
         (said,) = [line["message"] for line in log_of(tmp_path, "warning") if "skipped" in line["message"]]
         assert "Step 4 was skipped" in said and last_state(tmp_path)["guard_state"]["skipped"] == 1
         assert all(t.isfinite().all() for t in last_state(tmp_path)["model_state"].values())
-    keys = list(TrainSampler(24, 4, rank, 2, seed=0, start_epoch=1, start_step=1))[0][2:]
+    keys = list(TrainSampler(EpochCut(24, 8), rank, 2, seed=0, start_epoch=1, start_step=1))[0][2:]
     names = [f"{photo_folder}/train/{('apple', 'bear', 'cat')[key.index // 8]}/{key.index % 8}.JPEG" for key in keys]
     assert said.endswith(f"Files in the batch: rank {rank}: {', '.join(names)}")

@@ -55,12 +55,13 @@ def test_corrupt_newest_checkpoint_falls_back(photo_folder, tmp_path, capsys):
     assert_same(last_state(output), expected)
 
 
-def test_resuming_another_run_is_refused(photo_folder, tmp_path, capsys):
+@pytest.mark.parametrize(("key", "value"), [("TRAIN.BATCH_SIZE", "4"), ("DATA_LOADER.DROP_LAST", "False")])
+def test_resuming_another_run_is_refused(key, value, photo_folder, tmp_path, capsys):
     output = tmp_path / "run"
     assert main(tiny_config("pretrain", photo_folder, output)) == 0
-    assert main(tiny_config("pretrain", photo_folder, output, "TRAIN.BATCH_SIZE", "4")) == 2
+    assert main(tiny_config("pretrain", photo_folder, output, key, value)) == 2
     error = capsys.readouterr().err
-    assert "TRAIN.BATCH_SIZE" in error and "OUTPUT_DIR" in error and error.count("\n") == 1
+    assert key in error and "OUTPUT_DIR" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])

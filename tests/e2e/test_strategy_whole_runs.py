@@ -69,6 +69,23 @@ def test_fine_tuning_starts_from_weights(alone, photo_folder, tmp_path):
         assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-4) and one["top1"] == two["top1"]
 
 
+def test_epochs_of_all_files(photo_folder, tmp_path):
+    """21 files in batches of 10 and 11, shared unevenly: as one process, and from the middle of an epoch on."""
+    shares = ["DATA_LOADER.DROP_LAST", "False", "DATA.LABEL_FRACTION", "0.9", "TEST.BATCH_SIZE", "4", *TWELVE]
+    shares += ["SOLVER.MAX_EPOCH", "2"]
+    one, many = tmp_path / "one", tmp_path / "many"
+    assert main(tiny_config("finetune", photo_folder, one, *shares)) == 0
+    run = log_of(one, "run")[-1]["plan"]
+    assert (run["images"], run["steps_per_epoch"]) == (21, 2)
+    for processes, strategy, parts, stop in ((3, "fsdp2", 2, 1), (2, "auto", 1, 3), (3, "ddp", 1, 0)):
+        overrides = [*shares, "DIST.STRATEGY", strategy, "NUM_GPUS", processes, "TRAIN.ACCUM_STEPS", parts]
+        cfg = tiny_config("finetune", photo_folder, many, *overrides, "TRAIN.STOP_STEP", stop)
+        assert launch(main, (cfg,), processes=processes) == 0
+        assert last_state(many)["step"] == (stop or 4)
+    assert_same(last_state(one), last_state(many), atol=1e-5)
+    same_log(many, one)
+
+
 def test_clips(clip_folder, tmp_path):
     """MViTv2 under FSDP2 with its own test at the end, whose views are shared unevenly."""
     overrides = [*QUIET, "SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.BASE_LR", "0.01", "SOLVER.MAX_EPOCH", "1"]

@@ -9,7 +9,7 @@ import torch
 
 from mfm_core.data.files import MAX_REPLACEMENTS
 from mfm_core.data.loader import build_loader
-from mfm_core.data.sampler import EvalSampler, TrainSampler
+from mfm_core.data.sampler import EpochCut, EvalSampler, TrainSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import SampleKey
 from mfm_image.data.dataset import ImageDataset
@@ -64,7 +64,7 @@ def assert_equal(first, second):
 
 def epoch_of(root, epoch, step=0, workers=0, rank=0, world_size=1):
     dataset = train_set(root, num_samples=2)
-    sampler = TrainSampler(len(dataset), 4 // world_size, rank, world_size, seed=1, start_epoch=epoch, start_step=step)
+    sampler = TrainSampler(EpochCut(len(dataset), 4), rank, world_size, seed=1, start_epoch=epoch, start_step=step)
     return list(build_loader(dataset, sampler, workers))
 
 
@@ -115,7 +115,7 @@ def test_repetitions_of_a_file_are_augmented_differently(photos):
 def test_repetitions_do_not_depend_on_workers_or_ranks(photos):
     def batches(workers, rank=0, world_size=1):
         dataset = train_set(photos)
-        sampler = TrainSampler(len(dataset), 6 // world_size, rank, world_size, seed=1, repetitions=3)
+        sampler = TrainSampler(EpochCut(len(dataset), 6), rank, world_size, seed=1, repetitions=3)
         return list(build_loader(dataset, sampler, workers))
 
     alone = batches(0)

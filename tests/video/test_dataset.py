@@ -8,7 +8,7 @@ from clips import numbered, numbers, write_clip, write_frames, write_sound
 
 from mfm_core.config import get_cfg, validate
 from mfm_core.data.loader import build_loader, eval_loader
-from mfm_core.data.sampler import EvalSampler, TrainSampler
+from mfm_core.data.sampler import EpochCut, EvalSampler, TrainSampler
 from mfm_core.errors import UserError
 from mfm_core.interfaces import SampleKey
 from mfm_core.parallel.world import World
@@ -165,7 +165,7 @@ def test_workers_change_nothing(data):
     cfg = config(data, "AUG.ENABLE", True, "AUG.NUM_SAMPLE", 2, "DATA.TRAIN_CROP_NUM_TEMPORAL", 2)
     batches = []
     for workers in (0, 2):
-        loader = build_loader(build.train_dataset(cfg, Half()), TrainSampler(6, 3, seed=1), workers)
+        loader = build_loader(build.train_dataset(cfg, Half()), TrainSampler(EpochCut(6, 3), seed=1), workers)
         batches.append(list(loader))
     assert len(batches[0]) == 2 and batches[0][0].inputs.shape == (12, 3, 4, SIZE, SIZE)
     for one, two in zip(*batches):
@@ -191,7 +191,7 @@ def test_training_goes_on_with_another_video(spoilt):
 
 
 def test_loaders_list_what_is_bad(spoilt):
-    loader = build_loader(build.train_dataset(config(spoilt)), TrainSampler(6, 6), 2)
+    loader = build_loader(build.train_dataset(config(spoilt)), TrainSampler(EpochCut(6, 6)), 2)
     batch = next(iter(loader))
     assert len(batch) == 6 and set(batch.index.tolist()) == {0}
     assert {"empty.mp4", "sound.mp4", "absent.mp4"} <= {path.split("/")[-1] for path in loader.bad}

@@ -80,12 +80,12 @@ class Batch:
         return replace(self, **{k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)})
 
     def split(self, parts: int) -> list[Batch]:
-        """Cuts the batch into `parts` micro-batches of equal size, in order (gradient accumulation)."""
+        """Cuts the batch into `parts` micro-batches, in order, as even in size as can be (gradient accumulation)."""
         if parts == 1:
             return [self]
-        chunks = {k: v.chunk(parts) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        chunks = {k: v.tensor_split(parts) for k, v in vars(self).items() if isinstance(v, Tensor)}
         bad = [self.bad] + [[]] * (parts - 1)
-        return [replace(self, bad=bad[i], **{k: v[i] for k, v in chunks.items()}) for i in range(len(chunks["inputs"]))]
+        return [replace(self, bad=bad[i], **{k: v[i] for k, v in chunks.items()}) for i in range(parts)]
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from mfm_core.checkpoint.folder import FACTS, REPLACED, damaged, is_folder, remove_folder
 from mfm_core.checkpoint.io import load_file_state, save_atomic
 from mfm_core.checkpoint.sharded import load_parts
-from mfm_core.checkpoint.state import FORMAT, TrainState, identity
+from mfm_core.checkpoint.state import FORMAT, UNSAID, TrainState, identity
 from mfm_core.config.plan import RunPlan
 from mfm_core.errors import UserError
 from mfm_core.parallel.world import World
@@ -182,7 +182,7 @@ def restore(
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} holds no training state; use it through TRAIN.CHECKPOINT_FILE_PATH instead.")
     for what, here in identity(plan, seed).items():
-        there = content["identity"].get(what)
+        there = content["identity"].get(what, UNSAID.get(what))
         if there != here:
             raise UserError(f"{path} is of another run ({what}: {there} there, {here} here); {remedy}.")
     try:

@@ -32,12 +32,17 @@ class TrainState:
     """Sums of the running epoch, for its log line; scalars on the training device."""
 
 
+UNSAID = {"DATA_LOADER.DROP_LAST": True}
+"""What held when checkpoints did not yet say it."""
+
+
 def identity(plan: RunPlan, seed: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to belong to the same run; the number of processes may differ."""
     return {
         "task": plan.task,
         "training files": plan.files,
         "TRAIN.BATCH_SIZE over all machines": plan.batch_size,
+        "DATA_LOADER.DROP_LAST": plan.drop_last,
         "SOLVER.MAX_EPOCH": plan.epochs,
         "RNG_SEED": seed,
     }

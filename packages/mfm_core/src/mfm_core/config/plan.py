@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
+from mfm_core.data.sampler import EpochCut
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
 from mfm_core.optim.schedule import LRSchedule
@@ -24,7 +25,7 @@ class RunPlan:
     files: training files. batch_size: files per optimizer step, over all processes. machines: what that was made for,
     TRAIN.BATCH_SIZE on each. views: training samples made of each file. accum_steps: micro-batches that a process cuts
     its share into. lr_lag_steps: steps by which the learning rate runs late. trains: whether there is training.
-    repetitions: how often a file comes in its batch.
+    repetitions: how often a file comes in its batch. drop_last: whether an epoch leaves out its incomplete last batch.
     """
 
     task: str
@@ -39,6 +40,7 @@ class RunPlan:
     trains: bool = True
     machines: int = 1
     repetitions: int = 1
+    drop_last: bool = True
 
     @property
     def unit(self) -> str:
@@ -56,15 +58,20 @@ class RunPlan:
         return self.batch_size // self.world_size
 
     @property
+    def cut(self) -> EpochCut:
+        """Of an epoch into batches."""
+        return EpochCut(self.files, self.batch_size, self.drop_last)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps; the incomplete last batch is dropped."""
-        return self.files // self.batch_size
+        """Optimizer steps."""
+        return len(self.cut)
 
     @property
     def left_out(self) -> int:
         """Files that an epoch does not come to, others each time: those of the incomplete last batch, and with
         repetitions all for which there is no room beside them."""
-        return self.files - -(-self.steps_per_epoch * self.batch_size // self.repetitions)
+        return self.files - -(-self.cut.places // self.repetitions)
 
     @property
     def total_steps(self) -> int:
@@ -217,16 +224,23 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} (times {shards} machines) cannot be divided over {world_size} "
             f"processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; choose a multiple of {pieces // shards or 1}."
         )
-    if trains(cfg) and files < batch_size:
+    cut = EpochCut(files, batch_size, cfg.DATA_LOADER.DROP_LAST)
+    if trains(cfg) and not len(cut):
         raise UserError(
             f"TRAIN.BATCH_SIZE is {batch_size} over all machines, but there are only {files} training files; "
-            f"set it to {files} or less."
+            f"set it to {files} or less, or DATA_LOADER.DROP_LAST False."
         )
-    if trains(cfg) and batch_size // pieces * views_of(cfg) < 2 and _norms_one_cell(cfg):
+    if trains(cfg) and cut.smallest < pieces:
+        raise UserError(
+            f"DATA_LOADER.DROP_LAST False cuts {files} training files into {len(cut)} batches of {cut.smallest} or "
+            f"more, too few for {world_size} processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; lower these, "
+            "or set it True."
+        )
+    if trains(cfg) and cut.smallest // pieces * views_of(cfg) < 2 and _norms_one_cell(cfg):
         raise UserError(
             f"A ResNet's last feature map is one cell for DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}, and its "
             "BatchNorm then needs two images or more in a micro-batch; raise TRAIN.BATCH_SIZE to "
-            f"{2 * pieces // shards} or lower TRAIN.ACCUM_STEPS."
+            f"{2 * pieces // shards}{'' if cut.drop_last else ' or more'} or lower TRAIN.ACCUM_STEPS."
         )
     return RunPlan(
         task=task_of(cfg),
@@ -241,4 +255,5 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         trains=trains(cfg),
         machines=shards,
         repetitions=cfg.AUG.REPEATED_SAMPLER,
+        drop_last=cut.drop_last,
     )

@@ -22,7 +22,7 @@ class Mixer:
 
     mixup_alpha, cutmix_alpha: parameters of the Beta distributions of the share; 0 is off. prob: of mixing a batch at
     all. switch_prob: of CutMix where both are on. partner: reverse (image i and image B - 1 - i) | next (image i
-    gets some of image i - 1, the first of the last).
+    gets some of image i - 1, the first of the last). The middle one of an odd batch reversed stays as it is.
     """
 
     mixup_alpha: float

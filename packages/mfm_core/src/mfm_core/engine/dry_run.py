@@ -56,7 +56,8 @@ class RunDescription:
             f"batch           {plan.batch_size} files x {plan.views} view(s) per step = {plan.world_size} process(es) "
             f"x {plan.accum_steps} micro-batch(es) x {plan.batch_per_rank // plan.accum_steps}",
             f"steps           {plan.total_steps:,} = {plan.epochs} epochs x {plan.steps_per_epoch:,} "
-            f"({plan.files:,} training files{f', each epoch without {plan.left_out:,} of them' * bool(plan.left_out)})",
+            f"({plan.files:,} training files{f', each epoch without {plan.left_out:,} of them' * bool(plan.left_out)}"
+            f"{f', in batches of {plan.cut.smallest:,} or one more' * (plan.cut.smallest < plan.batch_size)})",
         ]
 
 

@@ -185,7 +185,7 @@ def _suspects(judged: _Judged, file_name: Callable[[int], str]) -> tuple[bool, i
     """Whether a micro-batch of this process had a loss that is no number; how many files the step is about here, all
     or those of such micro-batches, and what the first are called."""
     bad = ~torch.isfinite(judged.own.cpu())
-    parts = judged.index.chunk(len(bad))
+    parts = judged.index.tensor_split(len(bad))
     chosen = [part for part, is_bad in zip(parts, bad.tolist()) if is_bad] if bad.any() else parts
     files = list(dict.fromkeys(torch.cat(list(chosen)).tolist()))
     return bool(bad.any()), len(files), [file_name(i) for i in files[:MOST_FILES]]

@@ -191,7 +191,8 @@ def build_trainer(setup: Setup) -> Trainer:
     )
     notes = [f"strategy: {strategy.name}", *_restore(cfg, state, plan, folder)]
     if plan.left_out:
-        notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time: no whole batch")
+        why = "AUG.REPEATED_SAMPLER" if plan.repetitions > 1 else "DATA_LOADER.DROP_LAST False takes all"
+        notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time ({why})")
     steps = set(world.gather(state.step))
     if len(steps) > 1:
         raise UserError(
@@ -201,10 +202,7 @@ def build_trainer(setup: Setup) -> Trainer:
     notes += _set_aside(cfg, state, folder / "checkpoints")
     log = RunLog(folder if world.is_main else None, state.step, cfg.TRAIN.AUTO_RESUME, setup.mirror)
     _log_start(setup, log, notes, summary)
-    repetitions = cfg.AUG.REPEATED_SAMPLER
-    sampler = TrainSampler(
-        plan.files, plan.batch_per_rank, world.rank, world.size, cfg.RNG_SEED, repetitions=repetitions
-    )
+    sampler = TrainSampler(plan.cut, world.rank, world.size, cfg.RNG_SEED, repetitions=plan.repetitions)
     pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
     stepped = torch.compile(model) if cfg.TRAIN.COMPILE else model
     return Trainer(

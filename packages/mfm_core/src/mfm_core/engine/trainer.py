@@ -127,7 +127,8 @@ class Trainer:
         self.model.train()
         for batch in self.loader:
             loss, grad_norm = self.train_step(batch)
-            self.throughput.step(self.plan.batch_size * self.plan.views)
+            self.throughput.step(len(self.plan.cut[done]) * self.plan.views)
+            done += 1
             if self.state.step % self.settings.log_period == 0:
                 self.log_step(loss, grad_norm)
             if self._stops_here() or self.vote.decided():

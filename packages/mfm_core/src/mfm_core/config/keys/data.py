@@ -55,6 +55,9 @@ DATA_LOADER = CN()
 # Loader processes per rank.
 DATA_LOADER.NUM_WORKERS = 8
 DATA_LOADER.PIN_MEMORY = True
+# ours: an epoch leaves out what does not fill a last batch, other files each time. False: it comes to all of them, in
+# batches of as even a size as can be, none above TRAIN.BATCH_SIZE.
+DATA_LOADER.DROP_LAST = True
 
 AUG = CN()
 # Switches on colour jitter, RandAugment and erasing; crop and flip stay on without it.
