@@ -107,6 +107,9 @@ class TestOutputs:
         before = len(store.written)
         assert main(tiny_config("pretrain", *run, "TRAIN.ENABLE", "False")) == 0, "tests what it left there"
         assert not any("checkpoints" in name for name in store.written[before:])
+        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "third"))
+        assert main(tiny_config("pretrain", *run, "TASK", "visualise", "PICTURE.KIND", "reconstruction")) == 0
+        assert (kept / "pictures" / "reconstruction.png").is_file() and (kept / "pictures.html").is_file()
 
     def test_a_store_that_closes_costs_the_copy_only(self, photo_folder, tmp_path, monkeypatch, error_of):
         store = registered(tmp_path / "store", monkeypatch)

@@ -13,6 +13,7 @@ from photos import picture
 from PIL import Image
 from tiny_runs import assert_same, last_state, tiny_config
 
+from mfm_core.objective import EncoderModel
 from mfm_core.tasks.monitor import Monitor
 from mfm_image.entry import main
 from mfm_image.models import build_model
@@ -105,6 +106,16 @@ def test_mistakes(trained, photo_folder, tmp_path, error_of):
     assert "DATA.PATH_TO_DATA_DIR" in error(*load, data="")
     one = ["PICTURE.INPUT", photo_folder / "val" / "cat" / "0.JPEG"]
     assert "DATA.PATH_TO_DATA_DIR" in error(*load, *one, "PICTURE.KIND", "neighbours", data="")
+
+
+def test_a_device_whose_memory_is_full(trained, photo_folder, tmp_path, error_of, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
+
+    kind, first = trained
+    monkeypatch.setattr(EncoderModel, "features", full)
+    error = error_of(visualise(kind, photo_folder, tmp_path, *weights(first), "PICTURE.KIND", "neighbours"))
+    assert "CUDA out of memory" in error and "PICTURE.NUM_IMAGES" in error
 
 
 def test_heads_are_needed_by_those_who_ask_them(photo_folder, tmp_path, error_of):

@@ -77,7 +77,7 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
     try:
         world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
         mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
-        return _run(_working_in(mirror.folder, cfg) if mirror else cfg, build_task, world, mirror)
+        return _run(working_in(mirror.folder, cfg) if mirror else cfg, build_task, world, mirror)
     except UserError as error:
         return exit_with(error)
     finally:
@@ -108,7 +108,7 @@ def _fetched(cfg: CfgNode, world: World) -> Mirror:
     return mirror
 
 
-def _working_in(folder: Path, cfg: CfgNode) -> CfgNode:
+def working_in(folder: Path, cfg: CfgNode) -> CfgNode:
     """The configuration of a run that writes to `folder`."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -130,7 +130,7 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
         warnings = validate(cfg)
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
-        task = build_task(cfg if beside == folder else _working_in(beside, cfg), world, precision)
+        task = build_task(cfg if beside == folder else working_in(beside, cfg), world, precision)
         plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
         setup = Setup(cfg, task, plan, world, beside, precision, warnings, mirror)
         if not plan.trains:
@@ -144,7 +144,7 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
                 logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
             return _code(log, 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN)
     except (UserError, torch.OutOfMemoryError) as error:
-        error = error if isinstance(error, UserError) else _memory_full(error, world)
+        error = error if isinstance(error, UserError) else memory_full(error, world.device)
         log.end("failed", str(error))
         let_main_speak()
         return exit_with(error)
@@ -350,12 +350,15 @@ def _plain(node: CfgNode) -> dict:
     return {key: _plain(value) if isinstance(value, dict) else value for key, value in node.items()}
 
 
-def _memory_full(error: torch.OutOfMemoryError, world: World) -> UserError:
-    line = " ".join(str(error).split())[:160]
-    return UserError(
-        f"The memory of {world.device} is full ({line}); raise TRAIN.ACCUM_STEPS, lower TRAIN.BATCH_SIZE, or set "
-        "MODEL.ACT_CHECKPOINT True. In evaluation, lower TEST.BATCH_SIZE."
-    )
+TRAIN_IN_LESS = (
+    "raise TRAIN.ACCUM_STEPS, lower TRAIN.BATCH_SIZE, or set MODEL.ACT_CHECKPOINT True. In evaluation, lower "
+    "TEST.BATCH_SIZE"
+)
+
+
+def memory_full(error: torch.OutOfMemoryError, device: torch.device, remedy: str = TRAIN_IN_LESS) -> UserError:
+    """The same for people, with what to do."""
+    return UserError(f"The memory of {device} is full ({' '.join(str(error).split())[:160]}); {remedy}.")
 
 
 def exit_with(error: UserError) -> int:

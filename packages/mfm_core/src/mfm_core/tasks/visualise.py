@@ -16,12 +16,13 @@ from mfm_core.config import pictures_of, validate
 from mfm_core.data.loader import eval_loader
 from mfm_core.data.seeding import derive_seed
 from mfm_core.engine.log import prepare_folder, setup_logging
-from mfm_core.engine.run import exit_with
+from mfm_core.engine.run import exit_with, memory_full, working_in
 from mfm_core.errors import UserError
 from mfm_core.methods.parts import masks_from_cfg
+from mfm_core.mirror import Mirror
 from mfm_core.objective import EncoderModel
 from mfm_core.parallel.world import World, choose_device
-from mfm_core.paths import local_path
+from mfm_core.paths import is_remote, local_path
 from mfm_core.probe.features import collect_indexed
 from mfm_core.report.document import write_gallery
 from mfm_core.report.exhibits import Animation, save_gif
@@ -41,18 +42,26 @@ def visualise(cfg: CfgNode, modality: Modality) -> int:
     if int(os.environ.get("RANK", "0")):
         return 0
     try:
+        device, mirror = choose_device(cfg.DEVICE), None
+        if is_remote(cfg.OUTPUT_DIR):
+            mirror = Mirror(cfg.OUTPUT_DIR)
+            mirror.fetch()
+            cfg = working_in(mirror.folder, cfg)
         folder = prepare_folder(cfg.OUTPUT_DIR)
         setup_logging(folder)
         for warning in validate(cfg):
             logger.warning("warning: %s", warning)
-        _draw_all(cfg, modality, folder)
+        _draw_all(cfg, modality, folder, device)
+        if mirror is not None:
+            mirror.push()
         return 0
     except UserError as error:
         return exit_with(error)
+    except torch.OutOfMemoryError as error:
+        return exit_with(memory_full(error, device, "lower PICTURE.NUM_IMAGES or TEST.BATCH_SIZE, or set DEVICE cpu"))
 
 
-def _draw_all(cfg: CfgNode, modality: Modality, folder: Path) -> None:
-    device = choose_device(cfg.DEVICE)
+def _draw_all(cfg: CfgNode, modality: Modality, folder: Path, device: torch.device) -> None:
     model = modality.build_model(cfg).to(device).eval()
     path, notes = _load_weights(cfg, model, folder)
     classes = modality.classes(cfg) if cfg.DATA.PATH_TO_DATA_DIR else ()
