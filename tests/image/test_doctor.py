@@ -70,3 +70,13 @@ def test_healthy_folder_and_missing_folder(tmp_path):
     assert any("no val/" in problem for problem in check_folder(tmp_path).problems)
     with pytest.raises(UserError, match="does not exist"):
         check_folder(tmp_path / "nowhere")
+
+
+def test_images_without_classes(sick, tmp_path):
+    """All below train/ of the sick folder: the same findings, but none about classes, and no val/ is no problem."""
+    report = check_folder(sick / "train", needs_labels=False)
+    assert report.lines()[1] == "train: 8 images without classes" and report.checked == 8 and not report.problems
+    assert [file.path for file in report.unreadable] == ["a/empty.jpg", "b/text.jpg"]
+    assert report.duplicates == [["a/1.jpg", "b/copy.jpg"]] and report.conflicts_total == 0
+    with pytest.raises(UserError, match="has no train/"):
+        check_folder(sick / "train")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from mfm_core.data.listing import PathTable
 from mfm_core.errors import UserError
-from mfm_image.data.folder import ImageFolder
+from mfm_image.data.folder import UNLABELLED, ImageFolder
 
 
 def touch(root, *names):
@@ -92,6 +93,36 @@ def test_class_in_val_that_train_lacks_is_named(tmp_path):
     with pytest.raises(UserError, match="zebra") as error:
         ImageFolder(tmp_path, "val", classes=train.classes)
     assert str(tmp_path / "val") in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("files", "below", "train", "val"),
+    [
+        (["b.jpg", "c/d/a.png", "c/e.txt"], "", ["b.jpg", "c/d/a.png"], None),
+        (["train/2.jpg", "train/1.jpg", "val/c/1.jpg"], "train", ["1.jpg", "2.jpg"], ["c/1.jpg"]),
+        (["train/1.jpg", "val/1.jpg"], "train", ["1.jpg"], ["1.jpg"]),
+    ],
+)
+def test_images_without_classes_where_no_labels_are_needed(tmp_path, files, below, train, val):
+    touch(tmp_path, *files)
+    folder = ImageFolder(tmp_path, "train", needs_labels=False)
+    assert folder.folder == tmp_path / below and relative(folder) == train
+    assert folder.classes == UNLABELLED and not folder.labels.any()
+    if val:
+        assert relative(ImageFolder(tmp_path, "val", classes=folder.classes, needs_labels=False)) == val
+    again = ImageFolder(tmp_path, "train", classes=folder.classes, needs_labels=False)
+    assert relative(again) == train, "the bank of neighbours"
+
+
+def test_class_folders_are_classes_where_no_labels_are_needed(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/readme.jpg", "val/1.jpg")
+    folder = ImageFolder(tmp_path, "train", needs_labels=False)
+    assert folder.classes == ("a", "b") and relative(folder) == ["a/1.jpg", "b/1.jpg"]
+    with pytest.raises(UserError, match="val has no class folders"):
+        ImageFolder(tmp_path, "val", classes=folder.classes, needs_labels=False)
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UserError, match="has no train/"):  # rather than train on what is there to evaluate
+        ImageFolder(tmp_path, "train", needs_labels=False)
 
 
 def test_fraction_is_balanced_seeded_and_nested(tmp_path):

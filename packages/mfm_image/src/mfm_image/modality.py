@@ -18,18 +18,26 @@ from mfm_core.objective import Classifier, Pretraining
 from mfm_core.report.pixels import Pixels
 from mfm_core.tasks.modality import ClassifierTask, Modality
 from mfm_core.tasks.shown import Drawn, from_dataset
-from mfm_image.data.build import data_root, eval_dataset, eval_transform, resized, train_dataset, train_transform
+from mfm_image.data.build import (
+    data_root,
+    eval_dataset,
+    eval_transform,
+    needs_labels,
+    resized,
+    train_dataset,
+    train_transform,
+)
 from mfm_image.data.decode import UnreadableImage, decode_image
 from mfm_image.data.doctor import DoctorReport, check_folder
-from mfm_image.data.folder import ImageFolder, class_names, split_folder
+from mfm_image.data.folder import ImageFolder, find_classes
 from mfm_image.models import build_model, example_input
 from mfm_image.pictures.attention import attention_sheet, draw_attention, draw_gradient, heat_caption
 from mfm_image.pictures.reconstruction import reconstruction_sheet
 
 
 def classes(cfg: CfgNode) -> tuple[str, ...]:
-    """The class folders of train/."""
-    return tuple(class_names(split_folder(data_root(cfg), "train")))
+    """The class folders of train/, or `folder.UNLABELLED`."""
+    return tuple(find_classes(data_root(cfg), "train", needs_labels(cfg))[1])
 
 
 def has_val(cfg: CfgNode) -> bool:
@@ -93,7 +101,7 @@ def seen_as(cfg: CfgNode) -> dict[str, Any]:
 
 def count_files(cfg: CfgNode, fraction: float) -> int:
     """Training images, of a share of the labels."""
-    return len(ImageFolder(data_root(cfg), "train", fraction=fraction))
+    return len(ImageFolder(data_root(cfg), "train", fraction=fraction, needs_labels=needs_labels(cfg)))
 
 
 def check_transforms(cfg: CfgNode) -> None:
@@ -103,7 +111,7 @@ def check_transforms(cfg: CfgNode) -> None:
 
 def check_data(cfg: CfgNode) -> DoctorReport:
     """Reads every file of the folder."""
-    return check_folder(data_root(cfg), workers=cfg.DATA_LOADER.NUM_WORKERS)
+    return check_folder(data_root(cfg), workers=cfg.DATA_LOADER.NUM_WORKERS, needs_labels=needs_labels(cfg))
 
 
 IMAGES = Modality(

@@ -26,7 +26,11 @@ from mfm_core.tasks.modality import Modality
 
 
 class Monitor:
-    """Evaluates frozen features and masked prediction on validation files that never change."""
+    """Evaluates frozen features and masked prediction on files that never change, of validation where there are any.
+
+    fixed: those files. held_out: whether training does not see them; else there is no validation loss. neighbours,
+    queries: of k-NN; its accuracy takes two classes.
+    """
 
     def __init__(
         self,
@@ -40,7 +44,9 @@ class Monitor:
         autocast: Callable[[], AbstractContextManager],
         pictures: int = 0,
         neighbours_shown: int = 1,
+        held_out: bool = True,
     ) -> None:
+        self.held_out = held_out
         self.fixed, self.world, self.autocast = fixed, world, autocast
         self.fixed_loader = loader(fixed)
         self.neighbour_loader = loader(neighbours) if neighbours else None
@@ -61,14 +67,12 @@ class Monitor:
         world: World,
         autocast: Callable[[], AbstractContextManager],
         modality: Modality,
-    ) -> Monitor | None:
-        """None where there are no validation files: pre-training needs none."""
-        if not modality.has_val(cfg):
-            return None
-        classes = train_set.listing.classes
-        knn, eval_set = cfg.KNN.PERIOD > 0, modality.eval_set
+    ) -> Monitor:
+        """Without validation files, which pre-training does not need, it looks at training files."""
+        classes, held_out = train_set.listing.classes, modality.has_val(cfg)
+        knn, eval_set = cfg.KNN.PERIOD > 0 and held_out, modality.eval_set
         return cls(
-            fixed=eval_set(cfg, "val", classes, cfg.MONITOR.NUM_IMAGES, masks),
+            fixed=eval_set(cfg, "val" if held_out else "train", classes, cfg.MONITOR.NUM_IMAGES, masks),
             neighbours=eval_set(cfg, "train", classes, cfg.KNN.NUM_TRAIN) if knn else None,
             queries=eval_set(cfg, "val", classes) if knn else None,
             loader=partial(eval_loader, cfg, world=world),
@@ -78,11 +82,17 @@ class Monitor:
             autocast=autocast,
             pictures=cfg.MONITOR.NUM_PICTURES,
             neighbours_shown=cfg.PICTURE.NUM_NEIGHBOURS,
+            held_out=held_out,
         )
 
     @torch.inference_mode()
     def health(self, model: Pretraining) -> dict[str, float]:
         """val_loss under the fixed masks; feature_std and feature_rank of the unmasked inputs' features."""
+        features, _, _ = self._features(model, self.fixed_loader)
+        values = feature_health(features)
+        return {"val_loss": self._loss(model), **values} if self.held_out else values
+
+    def _loss(self, model: Pretraining) -> float:
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for batch in self.fixed_loader:
             if len(batch):
@@ -92,17 +102,18 @@ class Monitor:
                 weight = model.weight(batch.mask).double()
                 sums += torch.stack([loss.double() * weight, weight])
         total, weight = self.world.all_sum(sums).tolist()
-        features, _, _ = self._features(model, self.fixed_loader)
-        return {"val_loss": total / max(1.0, weight), **feature_health(features)}
+        return total / max(1.0, weight)
 
     def knn(self, model: Pretraining) -> dict[str, float]:
-        """k-NN accuracy in percent: `knn` for the first k, `knn_K` for the others."""
+        """k-NN accuracy in percent: `knn` for the first k, `knn_K` for the others; nothing where all is one class."""
         *bank, index = self._features(model, self.neighbour_loader)
         queries, labels, query_index = self._features(model, self.query_loader)
         if self.num_pictures:
             few = torch.arange(0, len(queries), max(1, len(queries) // self.num_pictures))[: self.num_pictures]
             similarity, rows = nearest(queries[few], bank[0], min(self.neighbours_shown, len(index)))
             self._nearest = query_index[few], index[rows], similarity
+        if self.num_classes < 2:
+            return {}
         found = shared_knn_accuracy(
             tuple(bank), (queries, labels), self.num_classes, self.k, self.temperature, self.world
         )
@@ -114,7 +125,7 @@ class Monitor:
         samples = [self.fixed[SampleKey(0, i)] for i in range(0, len(self.fixed), step)]
         samples = [sample for sample in samples if sample.views][:count]
         if not samples:
-            raise UserError("None of the validation files can be read; check them with `run_net.py doctor`.")
+            raise UserError("None of the files to look at can be read; check them with `run_net.py doctor`.")
         images = torch.stack([sample.views[0] for sample in samples])
         masks = torch.stack([sample.masks[0] for sample in samples])
         return images.to(self.world.device), masks.to(self.world.device)

@@ -1,7 +1,8 @@
-"""Pre-training: masked prediction, watched on validation files that never change."""
+"""Pre-training: masked prediction, watched on files that never change."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -33,9 +34,16 @@ class PretrainTask:
         self.train_set = modality.train_set(cfg, masks)
         self.files = len(self.train_set)
         self.monitor = Monitor.from_cfg(cfg, self.train_set, masks, world, self.autocast, modality)
-        self.warnings: list[str] = []
-        if self.monitor is None:
-            self.warnings.append(f"{cfg.DATA.PATH_TO_DATA_DIR} has no val: no validation loss, k-NN or pictures.")
+        self.warnings = list(self._what_is_lacking())
+
+    def _what_is_lacking(self) -> Iterator[str]:
+        listing = self.train_set.listing
+        if not self.monitor.held_out:
+            what = f"features and pictures are of training {self.modality.noun}"
+            yield f"{self.cfg.DATA.PATH_TO_DATA_DIR} has no val: no validation loss or k-NN, and {what}."
+        if len(listing.classes) < 2:
+            known = "is of one class" if listing.classes[0] else "has no class folders: all below it is taken"
+            yield f"{listing.origin} {known}, so there is no accuracy of k-NN."
 
     def prepare(self, batch: Batch) -> Batch:
         """Nothing is mixed in pre-training."""
@@ -56,27 +64,31 @@ class PretrainTask:
     def evaluate(self, model: nn.Module, epoch: int, last: bool) -> dict[str, float]:
         """What of val_loss, feature_std, feature_rank and knn is due after this epoch."""
         values: dict[str, float] = {}
-        if self.monitor is not None and is_due(epoch, self.cfg.MONITOR.PERIOD, last):
+        if is_due(epoch, self.cfg.MONITOR.PERIOD, last):
             values |= self.monitor.health(model)
-        if self.monitor is not None and is_due(epoch, self.cfg.KNN.PERIOD, last):
+        if self._compares(epoch, last):
             values |= self.monitor.knn(model)
         return values
 
+    def _compares(self, epoch: int, last: bool) -> bool:
+        """Whether k-NN is due and possible."""
+        return self.monitor.query_loader is not None and is_due(epoch, self.cfg.KNN.PERIOD, last)
+
     def eval_loaders(self) -> list[Loader]:
         """The monitor's."""
-        return self.monitor.loaders if self.monitor is not None else []
+        return self.monitor.loaders
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
         """Reconstruction of a few fixed files and, where k-NN is due, too, the neighbours that it found."""
         due = is_due(epoch, self.cfg.MONITOR.PICTURE_PERIOD, last) and self.cfg.MONITOR.NUM_PICTURES > 0
-        if not due or self.monitor is None or not self.world.is_main:
+        if not due or not self.world.is_main:
             return []
         inputs, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
         with torch.inference_mode():
             drawn = self.modality.reconstruct(self.cfg, model, inputs, model(inputs, mask), ())
         when = f"after {epoch} epochs" if self.cfg.TRAIN.ENABLE else "the weights tested"  # which do not tell their age
         pictures = [(name, picture, f"{when}; {remarks}") for name, picture, remarks in drawn]
-        if is_due(epoch, self.cfg.KNN.PERIOD, last):
+        if self._compares(epoch, last):
             nearest = f"nearest training {self.modality.noun} by cosine; framed where of the query's class"
             caption = f"{when}: {nearest}"
             pictures.append(("neighbours", self.monitor.neighbours(partial(self.modality.stills, self.cfg)), caption))

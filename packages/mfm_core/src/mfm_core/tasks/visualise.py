@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_core.config import pictures_of, validate
+from mfm_core.config.plan import task_of
 from mfm_core.data.loader import eval_loader
 from mfm_core.data.seeding import derive_seed
 from mfm_core.engine.log import prepare_folder, setup_logging
@@ -76,7 +77,7 @@ def _draw_all(cfg: CfgNode, modality: Modality, folder: Path, device: torch.devi
             (save_gif if moving else save_png)(picture, file)
             pictures.append(Picture(file, caption=caption))
             logger.info("%s: %s", name, file)
-    source = cfg.PICTURE.INPUT or f"{cfg.DATA.PATH_TO_DATA_DIR}/val"
+    source = cfg.PICTURE.INPUT or f"{cfg.DATA.PATH_TO_DATA_DIR}/{_split(cfg, modality)}"
     page = folder / "pictures.html"
     write_gallery(
         page,
@@ -120,7 +121,12 @@ def _shown(cfg: CfgNode, modality: Modality, classes: tuple[str, ...]) -> Shown:
     if cfg.PICTURE.INPUT:
         source = local_path(cfg.PICTURE.INPUT, "PICTURE.INPUT")
         return from_path(source, partial(modality.read, cfg), cfg.PICTURE.NUM_IMAGES, modality.is_one)
-    return from_dataset(modality.eval_set(cfg, "val", classes), cfg.PICTURE.NUM_IMAGES)
+    return from_dataset(modality.eval_set(cfg, _split(cfg, modality), classes), cfg.PICTURE.NUM_IMAGES)
+
+
+def _split(cfg: CfgNode, modality: Modality) -> str:
+    """Which files of the data folder are shown: of validation, which pre-training can be without."""
+    return "val" if modality.has_val(cfg) or task_of(cfg) != "pretrain" else "train"
 
 
 def _reconstruction(studio: Studio, modality: Modality) -> list[Drawn]:

@@ -7,6 +7,7 @@ from functools import partial
 
 from fvcore.common.config import CfgNode
 
+from mfm_core.config.plan import task_of
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
 from mfm_core.paths import require_local
@@ -53,7 +54,7 @@ def eval_transform(cfg: CfgNode, short_side: int = 0) -> EvalTransform:
 
 def train_dataset(cfg: CfgNode, masks: MaskGenerator | None = None, fraction: float = 1.0) -> ImageDataset:
     """The augmented training images; `fraction` of the labels of each class."""
-    folder = ImageFolder(data_root(cfg), "train", fraction=fraction, seed=cfg.RNG_SEED)
+    folder = ImageFolder(data_root(cfg), "train", fraction=fraction, seed=cfg.RNG_SEED, needs_labels=needs_labels(cfg))
     return ImageDataset(
         folder,
         train_transform(cfg),
@@ -72,7 +73,7 @@ def eval_dataset(
     masks: MaskGenerator | None = None,
 ) -> ImageDataset:
     """Images of `split` without augmentation; `count` of them, at least one of each class, 0 for all."""
-    folder = ImageFolder(data_root(cfg), split, classes=classes)
+    folder = ImageFolder(data_root(cfg), split, classes=classes, needs_labels=needs_labels(cfg))
     if 0 < count < len(folder):
         folder = folder.subset(count / len(folder), EVAL_SEED)
     return ImageDataset(folder, eval_transform(cfg), EVAL_SEED, mask_generator=masks, train=False)
@@ -81,6 +82,11 @@ def eval_dataset(
 def resized(cfg: CfgNode, dataset: ImageDataset, short_side: int) -> ImageDataset:
     """The same images of evaluation, resized to another short side."""
     return ImageDataset(dataset.listing, eval_transform(cfg, short_side), dataset.seed, train=False)
+
+
+def needs_labels(cfg: CfgNode) -> bool:
+    """Whether images must lie in class folders: for all but pre-training."""
+    return task_of(cfg) != "pretrain"
 
 
 def data_root(cfg: CfgNode) -> str:

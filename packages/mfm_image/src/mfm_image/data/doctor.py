@@ -16,7 +16,7 @@ from mfm_core.data.checkup import equal_groups, listing, mapper, spread
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile
 from mfm_image.data.decode import ImageReader, UnreadableImage
-from mfm_image.data.folder import PathTable, class_images, class_names, split_folder
+from mfm_image.data.folder import UNLABELLED, PathTable, class_images, find_classes
 
 SPEED_SAMPLE = 256
 """Images that are timed in one process."""
@@ -69,10 +69,9 @@ class DoctorReport:
         """The report as text, one finding per line."""
         text = [f"data folder {self.root}"]
         for s in self.splits:
-            text.append(
-                f"{s.split}: {s.images} images in {s.classes} classes, "
-                f"from {s.smallest[1]} ({s.smallest[0]}) to {s.largest[1]} ({s.largest[0]}) per class"
-            )
+            (few, smallest), (many, largest) = s.smallest, s.largest
+            classes = f"in {s.classes} classes, from {smallest} ({few}) to {largest} ({many}) per class"
+            text.append(f"{s.split}: {s.images} images {classes if few else 'without classes'}")
         text.append(f"checked {self.checked} of {sum(s.images for s in self.splits)} files")
         text.append("width  min {} median {} max {}".format(*self.widths))
         text.append("height min {} median {} max {}".format(*self.heights))
@@ -93,19 +92,22 @@ class DoctorReport:
         return f", {self.pool_speed:.0f} with {self.workers} processes" if self.workers else ""
 
 
-def check_folder(root: str | Path, workers: int = 0, limit: int | None = None, listed: int = 20) -> DoctorReport:
-    """Examines `root/train` and, where there is one, `root/val`.
+def check_folder(
+    root: str | Path, workers: int = 0, limit: int | None = None, listed: int = 20, needs_labels: bool = True
+) -> DoctorReport:
+    """Examines `root/train` and, where there is one, `root/val`; see `folder.find_classes` for others.
 
     Args:
         root: the data folder.
         workers: processes that read beside this one; 0 reads here.
         limit: check at most this many files, spread evenly; None checks all.
         listed: how many files of each finding are named.
+        needs_labels: whether there must be class folders, and a val/.
 
     Raises:
         UserError: where there is nothing to check: no folder, no train split, no classes, no images.
     """
-    splits, table, first_val, problems = _survey(Path(root))
+    splits, table, first_val, problems = _survey(Path(root), needs_labels)
     if not len(table):
         raise UserError(f"there is no image in {root}; put images into {root}/train/<class>/")
     chosen = np.arange(len(table))
@@ -118,7 +120,7 @@ def check_folder(root: str | Path, workers: int = 0, limit: int | None = None, l
     return report
 
 
-def _survey(root: Path) -> tuple[list[SplitCount], PathTable, int, list[str]]:
+def _survey(root: Path, needs_labels: bool) -> tuple[list[SplitCount], PathTable, int, list[str]]:
     """Counts per split, the files of all (train first, relative to the root), where those of val begin, problems."""
     counts: list[SplitCount] = []
     problems: list[str] = []
@@ -128,11 +130,12 @@ def _survey(root: Path) -> tuple[list[SplitCount], PathTable, int, list[str]]:
         if split == "val":
             first_val = len(names)
             if not (root / split).is_dir():
-                problems.append(f"{root} has no val/: nothing to evaluate on")
+                problems += [f"{root} has no val/: nothing to evaluate on"] if needs_labels else []
                 break
-        folder = split_folder(root, split)
-        images = {name: class_images(folder, name) for name in class_names(folder)}
-        names += [f"{split}/{path}" for paths in images.values() for path in paths]
+        folder, found = find_classes(root, split, needs_labels, train_classes)
+        images = {name: class_images(folder, name) for name in found}
+        above = "" if folder == root else f"{split}/"
+        names += [above + path for paths in images.values() for path in paths]
         sizes = {name: len(paths) for name, paths in images.items()}
         smallest, largest = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
         counts.append(
@@ -141,7 +144,7 @@ def _survey(root: Path) -> tuple[list[SplitCount], PathTable, int, list[str]]:
         problems += [f"the class folder {folder / name} holds no image" for name, n in sizes.items() if not n]
         if train_classes is not None:
             problems += [f"val has the class {name}, which train lacks" for name in images if name not in train_classes]
-        train_classes = images.keys()
+        train_classes = tuple(found)
     return counts, PathTable(root, names), first_val, problems
 
 
@@ -206,8 +209,10 @@ def _find_duplicates(
     groups = [chosen[rows[group]] for group in equal_groups(findings.digest[rows])]
     report.duplicates_total = len(groups)
     report.duplicates = [[table.relative(int(i)) for i in group] for group in groups[:listed]]
+    labelled = report.splits[0].smallest[0] not in UNLABELLED
     for group in groups:
-        report.conflicts_total += len({table.relative(int(i)).split("/")[1] for i in group}) > 1
+        if labelled:
+            report.conflicts_total += len({table.relative(int(i)).split("/")[1] for i in group}) > 1
         if group[0] >= first_val:
             continue
         leaked = group[group >= first_val]

@@ -1,4 +1,7 @@
-"""Lists an image folder in ImageNet's layout: `root/<split>/<class>/**/*.JPEG`, with any class-folder names."""
+"""Lists an image folder in ImageNet's layout: `root/<split>/<class>/**/*.JPEG`, with any class-folder names.
+
+Pre-training, which needs no labels, also takes `root/<split>/**/*.JPEG`, and a `root` of images alone.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from mfm_core.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What counts as an image file, in any case."""
+UNLABELLED = ("",)
+"""The classes of images that lie in no class folder."""
 
 
 class ImageFolder:
@@ -27,6 +32,7 @@ class ImageFolder:
         fraction: share of the labels to keep in each class, drawn by `seed`, at least one image per class. A smaller
             fraction is a subset of a larger one.
         seed: of the draw.
+        needs_labels: whether there must be class folders; see `find_classes`.
 
     Raises:
         UserError: where the folder or split is missing, has no class folders, a class folder holds no image, or
@@ -34,13 +40,18 @@ class ImageFolder:
     """
 
     def __init__(
-        self, root: str | Path, split: str, classes: Sequence[str] | None = None, fraction: float = 1.0, seed: int = 0
+        self,
+        root: str | Path,
+        split: str,
+        classes: Sequence[str] | None = None,
+        fraction: float = 1.0,
+        seed: int = 0,
+        needs_labels: bool = True,
     ) -> None:
         if not 0 < fraction <= 1:
             raise UserError(f"the fraction of labels must be in (0, 1], not {fraction}")
-        self.folder = split_folder(root, split)
+        self.folder, found = find_classes(root, split, needs_labels, classes)
         self.origin = str(self.folder)
-        found = class_names(self.folder)
         self.classes = tuple(classes) if classes is not None else tuple(found)
         require_known(found, self.classes, self.folder)
         index = {name: i for i, name in enumerate(self.classes)}
@@ -49,7 +60,7 @@ class ImageFolder:
         for name in found:
             images = class_images(self.folder, name)
             if not images:
-                raise UserError(_no_images(self.folder / name))
+                raise UserError(_no_images(self.folder, name))
             names += images
             labels.append(np.full(len(images), index[name], dtype=np.int64))
         self.paths = PathTable(self.folder, names)
@@ -91,16 +102,45 @@ def split_folder(root: str | Path, split: str) -> Path:
     return folder
 
 
-def class_images(folder: Path, name: str) -> list[str]:
-    """The image files of class `name` at any depth, sorted, as `name/...` with `/`."""
+def find_classes(
+    root: str | Path, split: str, needs_labels: bool = True, classes: Sequence[str] | None = None
+) -> tuple[Path, list[str]]:
+    """The folder of a split and its class folders, sorted.
+
+    Where no labels are needed, all images below a folder without class folders are of one class, `UNLABELLED`; those
+    of val/ are where those of train/ are (`classes`); and without train/ and val/ all below `root` are training images.
+
+    Raises:
+        UserError: where the folder or split is missing, or has no class folders.
+    """
+    root = Path(root)
+    bare = root.is_dir() and not (root / "train").exists() and not (root / "val").exists()
+    if not needs_labels and split == "train" and bare:
+        return root, list(UNLABELLED)
+    folder = split_folder(root, split)
+    if not needs_labels and (tuple(classes) == UNLABELLED if classes is not None else not _has_folders(folder)):
+        return folder, list(UNLABELLED)
+    return folder, class_names(folder)
+
+
+def _has_folders(folder: Path) -> bool:
     try:
-        return sorted(_walk(os.path.join(folder, name), name, frozenset()))
+        class_names(folder)
+    except UserError:
+        return False
+    return True
+
+
+def class_images(folder: Path, name: str) -> list[str]:
+    """The image files of class `name` at any depth, sorted, as `name/...` with `/`; of "", all below the folder."""
+    try:
+        return sorted(_walk(os.path.join(folder, name), f"{name}/" if name else "", frozenset()))
     except OSError as error:
         raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
-    """Yields image files below `folder`; a link back to a folder above it is not followed."""
+    """Yields image files below `folder`, after `prefix`; a link back to a folder above it is not followed."""
     subfolders = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -111,14 +151,17 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
             if entry.is_dir():
                 subfolders.append(entry.name)
             elif is_image:
-                yield f"{prefix}/{entry.name}"
+                yield f"{prefix}{entry.name}"
     if subfolders:
         above = above | {os.path.realpath(folder)}
     for name in subfolders:
         path = os.path.join(folder, name)
         if not (os.path.islink(path) and os.path.realpath(path) in above):
-            yield from _walk(path, f"{prefix}/{name}", above)
+            yield from _walk(path, f"{prefix}{name}/", above)
 
 
-def _no_images(folder: Path) -> str:
-    return f"the class folder {folder} holds no image; add images ({', '.join(e[1:] for e in EXTENSIONS)}) or remove it"
+def _no_images(folder: Path, name: str) -> str:
+    kinds = ", ".join(ending[1:] for ending in EXTENSIONS)
+    if not name:
+        return f"there is no image below {folder}, in train/<class>/ or elsewhere; add images ({kinds})"
+    return f"the class folder {folder / name} holds no image; add images ({kinds}) or remove it"
