@@ -114,14 +114,9 @@ class Comparison:
         epochs = ["SOLVER.MAX_EPOCH", str(options.epochs)] if options.epochs else []
         pretrained = run(method.config, options.out / name, *self.common, *epochs)
         weights = max((pretrained / "checkpoints").glob("checkpoint_epoch_*.pyth"))
-        probed = run(
-            "probe",
-            options.out / f"{name}_probe",
-            *self.common,
-            "TRAIN.CHECKPOINT_FILE_PATH",
-            str(weights),
-            *method.backbone,
-        )
+        probe = ["SOLVER.MAX_EPOCH", str(options.probe_epochs)] if options.probe_epochs else []
+        probe += ["TRAIN.CHECKPOINT_FILE_PATH", str(weights), *method.backbone]
+        probed = run("probe", options.out / f"{name}_probe", *self.common, *probe)
         before = lines(pretrained, "epoch")[0]["knn"]
         knn = f"{before:.1f} → {last(pretrained, 'knn'):.1f}"
         tops = [self.finetuned(name, method.backbone, weights, fraction) for fraction in options.fractions]
@@ -137,6 +132,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning and of training from scratch")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 1.0], help="shares of the labels")
     parser.add_argument("--epochs", type=int, default=0, help="of pre-training; 0 is what the configurations say")
+    parser.add_argument("--probe-epochs", type=int, default=0, help="of the linear probe; 0 is what its file says")
     parser.add_argument("--few-epochs", type=int, default=60, help="of fine-tuning below 50 %% of the labels")
     parser.add_argument("overrides", nargs="*", help="KEY VALUE for all runs, after --")
     options = parser.parse_args()
