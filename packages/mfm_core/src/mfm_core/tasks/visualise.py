@@ -14,7 +14,7 @@ from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_core.config import pictures_of, validate
 from mfm_core.config.plan import task_of
-from mfm_core.data.loader import eval_loader
+from mfm_core.data.loader import death_of_worker, eval_loader
 from mfm_core.data.seeding import derive_seed
 from mfm_core.engine.log import prepare_folder, setup_logging
 from mfm_core.engine.run import exit_with, memory_full, working_in
@@ -60,6 +60,10 @@ def visualise(cfg: CfgNode, modality: Modality) -> int:
         return exit_with(error)
     except torch.OutOfMemoryError as error:
         return exit_with(memory_full(error, device, "lower PICTURE.NUM_IMAGES or TEST.BATCH_SIZE, or set DEVICE cpu"))
+    except RuntimeError as error:
+        if death := death_of_worker(error, cfg.DATA_LOADER.NUM_WORKERS):
+            return exit_with(death)
+        raise
 
 
 def _draw_all(cfg: CfgNode, modality: Modality, folder: Path, device: torch.device) -> None:
