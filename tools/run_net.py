@@ -23,6 +23,7 @@ from mfm_core.config import load_config, modality_of, plan_run
 from mfm_core.errors import UserError
 from mfm_core.parallel import slurm
 from mfm_core.parallel.launch import launch, local_processes
+from mfm_core.paths import write_any_name
 
 PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
 
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> int:
     0: done. 1: the doctor found something to put right. 2: one line said what the user can put right. 75: a signal
     stopped the run, which has saved; the same command continues it. 130: interrupted from the keyboard.
     """
+    write_any_name()
     try:
         options = parse(arguments)
         cfg = load_config(options.cfg, options.overrides)

@@ -189,6 +189,20 @@ class TestFiles:
         assert all(str(path) in report for path in bad.values())
         assert log_of(tmp_path / "out", "end")[-1]["status"] == "finished"
 
+    def test_names_that_are_not_text(self, photos, tmp_path, capsys):
+        for split in ("train", "val"):
+            (photos / split / "bear" / os.fsdecode(b"bad\xff.JPEG")).write_bytes(b"")
+        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.1")
+        assert main(cfg) == 0
+        said = capsys.readouterr()
+        lines = [f"skipped {photos}/{split}/bear/bad\\udcff.JPEG: " for split in ("train", "val")]
+        for text in (said.out, (tmp_path / "out" / "log.txt").read_text()):
+            assert all(line in text for line in lines), text
+        assert "Traceback" not in said.err
+        assert "bad\\udcff.JPEG" in (tmp_path / "out" / "report.html").read_text()
+        assert run_net.main(["doctor", "--cfg", PRETRAIN, "DATA.PATH_TO_DATA_DIR", str(photos)]) == 1
+        assert "bear/bad\\udcff.JPEG" in capsys.readouterr().out
+
     def test_too_many_stop_the_run(self, photos, tmp_path, error_of):
         self.spoil(photos)
         cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.1")
