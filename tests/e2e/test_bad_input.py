@@ -22,7 +22,7 @@ from PIL import Image
 from tiny_runs import TINY, assert_same, last_state, tiny_config
 
 from mfm_core.config import load_config
-from mfm_core.engine.trainer import Trainer
+from mfm_core.engine.trainer import Trainer, tolerated
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.objective import MaskedPrediction
 from mfm_image.entry import main
@@ -179,7 +179,7 @@ class TestFiles:
         bad = self.spoil(photos)
         bad["val"] = photos / "val" / "bear" / "0.JPEG"  # listed, and not counted in the share
         bad["val"].write_bytes(b"")
-        overrides = ["DATA.MAX_BAD_SHARE", "0.125", "DATA_LOADER.NUM_WORKERS", "1"]
+        overrides = ["DATA_LOADER.NUM_WORKERS", "1"]  # three of 24 are above the default share, and only a few
         assert main(tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, *overrides)) == 0
         listed = log_of(tmp_path / "out", "bad_file")
         assert sorted(line["path"] for line in listed) == sorted(map(str, bad.values()))
@@ -192,7 +192,7 @@ class TestFiles:
     def test_names_that_are_not_text(self, photos, tmp_path, capsys):
         for split in ("train", "val"):
             (photos / split / "bear" / os.fsdecode(b"bad\xff.JPEG")).write_bytes(b"")
-        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.1")
+        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH)
         assert main(cfg) == 0
         said = capsys.readouterr()
         lines = [f"skipped {photos}/{split}/bear/bad\\udcff.JPEG: " for split in ("train", "val")]
@@ -204,13 +204,27 @@ class TestFiles:
         assert "bear/bad\\udcff.JPEG" in capsys.readouterr().out
 
     def test_too_many_stop_the_run(self, photos, tmp_path, error_of):
-        self.spoil(photos)
+        for path in sorted((photos / "train").glob("*/*"))[:6]:
+            path.write_bytes(b"")
         cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.1")
         error = error_of(cfg)
-        assert "DATA.MAX_BAD_SHARE" in error and "of 24 training files" in error and str(photos) in error
+        assert "6 of 24 training files cannot be read, more than the 5 that DATA.MAX_BAD_SHARE 0.1 allows" in error
+        assert str(photos) in error
         end = log_of(tmp_path / "out", "end")[-1]
         assert end["status"] == "failed" and "DATA.MAX_BAD_SHARE" in end["message"]
         assert "DATA.MAX_BAD_SHARE" in (tmp_path / "out" / "report.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("share", "files", "count"),
+        [(0.01, 24, 5), (0.01, 9, 4), (0.01, 1, 0), (0.01, 1000, 10), (0.01, 499, 5), (0.0, 24, 0), (0.29, 100, 29)],
+    )
+    def test_how_many_are_too_many(self, share, files, count):
+        assert tolerated(share, files) == count
+
+    def test_none_are_allowed_at_0(self, photos, tmp_path, error_of):
+        self.spoil(photos)
+        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.0")
+        assert "more than the 0 that DATA.MAX_BAD_SHARE 0 allows" in error_of(cfg)
 
     def test_all_of_them(self, photos, tmp_path, error_of):
         for path in (photos / "train").glob("*/*"):
@@ -501,7 +515,7 @@ class TestProcesses:
     def test_a_bug_with_workers_alive_shows_its_traceback_and_ends(self, photo_folder, tmp_path):
         code = (
             "import runpy, sys\n"
-            "from mfm_core.engine.trainer import Trainer\n"
+            "from mfm_core.engine.trainer import Trainer, tolerated\n"
             "def fail(*arguments): raise RuntimeError('a bug')\n"
             "Trainer.log_step = fail\n"
             f"sys.argv[0] = {str(TOOLS / 'run_net.py')!r}\n"
