@@ -20,6 +20,7 @@ IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
 PROBE, KNN = (str(CONFIGS / "demo" / f"{name}.yaml") for name in ("probe", "knn"))
 FINETUNE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_FT.yaml")
 CUBES = str(CONFIGS / "masked_ssl" / "k400_MVITv2_S_16x4_MaskFeat_PT.yaml")
+DEMO_CLIPS = str(CONFIGS / "demo_video" / "finetune.yaml")
 CLIPS = str(CONFIGS / "masked_ssl" / "k400_VIT_B_16x4_MAE_PT.yaml")
 MAE = ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "2"]
 MFM = str(CONFIGS / "mfm" / "mfm_pretrain__vit_base__img224__300ep.yaml")
@@ -81,6 +82,8 @@ def test_video_files_run_and_are_ours(name, tmp_path):
     assert modality_of(theirs) == "video"
     assert arch_of(theirs) == ("mvit" if "MVIT" in name else "space_time_vit")
     idle = ("TRAIN.EVAL_PERIOD 1000", "MVIT.SEP_POS_EMBED True acts with", "DATA.DECODING_BACKEND torchvision: ")
+    if name.endswith("_PT"):
+        idle += ("DATA.USE_OFFSET_SAMPLING True acts in tests", "TEST.NUM_TEMPORAL_CLIPS [5, 10] acts in tests")
     assert all(w.startswith(idle) for w in validate(theirs)), validate(theirs)
 
 
@@ -409,6 +412,18 @@ def test_keys_of_video_masks_that_act_are_not_warned_of():
     assert validate(load_config(CUBES, ["AUG.MASK_TYPE", "random", "MASK.COUNT", "hidden"])) == usual
 
 
+def test_keys_of_views_that_act_are_not_warned_of():
+    usual = validate(load_config(DEMO_CLIPS))
+    keys = ["TEST.NUM_TEMPORAL_CLIPS", "[5]", "TEST.NUM_SPATIAL_CROPS", "3", "DATA.USE_OFFSET_SAMPLING", "True"]
+    assert not any("TEST." in warning for warning in usual)
+    assert validate(load_config(DEMO_CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "10", *keys])) == usual  # the default
+
+
+def test_one_file_serves_training_and_tests():
+    """Keys of training say nothing where TRAIN.ENABLE is off."""
+    assert validate(load_config(FINETUNE, ["TRAIN.ENABLE", "False"])) == validate(load_config(FINETUNE))
+
+
 def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
     first, *others = validate(load_config(IMAGE, ["TASK", "knn"]))
     assert all(key in first for key in ("MASK.PRED_HOG", "SOLVER.BASE_LR", "AUG.MASK_RATIO", "TRAIN.BATCH_SIZE"))
@@ -488,6 +503,23 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["PICTURE.CLASS", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
         (FINETUNE, ["PICTURE.NUM_NEIGHBOURS", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
         (IMAGE, ["PICTURE.SEED", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
+        (DEMO_CLIPS, ["MONITOR.NUM_PICTURES", "3"]),
+        (PROBE, ["MONITOR.NUM_PICTURES", "3"]),
+        (DEMO_CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5", "TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
+        (IMAGE, ["DATA.USE_OFFSET_SAMPLING", "True"]),
+        (CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5"]),
+        (CLIPS, ["TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
+        *(
+            (DEMO_CLIPS, [key, value, "TASK", task])
+            for task in ("probe", "knn")
+            for key, value in (
+                ("TEST.NUM_ENSEMBLE_VIEWS", "5"),
+                ("TEST.NUM_TEMPORAL_CLIPS", "[5]"),
+                ("DATA.USE_OFFSET_SAMPLING", "True"),
+            )
+        ),
+        (KNN, ["DATA_LOADER.DROP_LAST", "False"]),
+        (FINETUNE, ["DATA_LOADER.DROP_LAST", "False", "TRAIN.ENABLE", "False"]),
         (FINETUNE, ["AUG.COLOR_JITTER", "0.3"]),
         (FINETUNE, ["AUG.RE_PROB", "0.5", "AUG.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),
