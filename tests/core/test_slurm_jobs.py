@@ -197,11 +197,26 @@ def test_each_seed_has_a_folder_of_its_own():
         (["--time", "2"], "no longer than --grace, 120 seconds"),
         (["--sbatch", "account mine"], "looks like account=NAME"),
         (["--sbatch", "signal=USR1@5"], "--sbatch signal would break"),
+        (["--sbatch", "no-requeue"], "--sbatch no-requeue would break"),
+        (["--sbatch", "nodes=2"], "--sbatch nodes has an option of its own: --nodes"),
+        (["--sbatch=--time=1:00:00"], "--sbatch time has an option of its own: --time"),
+        (["--sbatch", "partition=gpu"], "own: --partition"),
+        (["--sbatch", "gpus-per-node=4"], "own: --gpus-per-node"),
+        (["--sbatch", "gpus=4"], "own: --gpus-per-node"),
+        (["--sbatch", "cpus-per-task=4"], "own: --cpus-per-gpu"),
+        (["--sbatch", "job-name=x"], "--sbatch job-name is the last part of OUTPUT_DIR"),
+        (["--sbatch", "gres=gpu:a100:8"], "gres=gpu:a100:8 is for 8 GPU.* and the run for 1; give --gpus-per-node 8"),
+        (["--gpus-per-node", "8", "--sbatch", "gres=disk:1,gpu"], "for 1 GPU"),
     ],
 )
 def test_what_cannot_be_asked(words, message):
     with pytest.raises(UserError, match=message):
         asked_of(*words)
+
+
+def test_resources_beside_gpus_and_their_type_reach_sbatch():
+    for gres in ("gpu:a100:8", "disk:400", "disk:2,gpu:8"):
+        assert asked_of("--gpus-per-node", "8", "--sbatch", f"gres={gres}").extra == {"gres": gres}
 
 
 def test_other_options_reach_sbatch():
