@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from paths import CONFIGS, REPOSITORY
 from pyslowfast_files import FILES, KEYS, recipe
 
@@ -15,6 +16,7 @@ from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
 from mfm_core.engine.trainer import Settings
 from mfm_core.errors import UserError
+from mfm_core.optim.build import OPTIMIZERS
 
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
 PROBE, KNN = (str(CONFIGS / "demo" / f"{name}.yaml") for name in ("probe", "knn"))
@@ -370,6 +372,7 @@ def test_which_pictures_a_model_gives():
             "MIXUP.LABEL_SMOOTH_ALWAYS makes soft labels",
         ),
         (["MIXUP.LABEL_SMOOTH_OVER", "others", "MODEL.NUM_CLASSES", "1"], "MIXUP.LABEL_SMOOTH_OVER"),
+        (["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.DAMPENING", "0.1"], "set SOLVER.NESTEROV False"),
         # what counts is the learning rate after scaling: 0.002 for 65536 images is 1.6e-5 for 512
         (
             [
@@ -422,6 +425,14 @@ def test_keys_of_views_that_act_are_not_warned_of():
 def test_one_file_serves_training_and_tests():
     """Keys of training say nothing where TRAIN.ENABLE is off."""
     assert validate(load_config(FINETUNE, ["TRAIN.ENABLE", "False"])) == validate(load_config(FINETUNE))
+
+
+def test_dampening_that_acts_is_taken():
+    sgd = ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.DAMPENING", "0.1"]
+    for other in (["SOLVER.NESTEROV", "False"], ["SOLVER.MOMENTUM", "0.0"]):
+        cfg = load_config(FINETUNE, [*sgd, *other])
+        validate(cfg)
+        OPTIMIZERS.get("sgd")([{"params": [torch.nn.Parameter(torch.zeros(2))]}], cfg)
 
 
 def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
