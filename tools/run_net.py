@@ -19,10 +19,10 @@ from typing import NoReturn
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.config import load_config, modality_of, plan_run
+from mfm_core.config import load_config, modality_of, plan_run, validate
 from mfm_core.errors import UserError
 from mfm_core.parallel import slurm
-from mfm_core.parallel.launch import launch, local_processes
+from mfm_core.parallel.launch import check_shard, launch, local_processes
 from mfm_core.paths import write_any_name
 
 PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
@@ -77,7 +77,11 @@ def main(arguments: list[str]) -> int:
             return 0 if healthy else 1
         if options.slurm or options.dry_run:
             return describe_or_submit(cfg, entry, options)
-        processes = 1 if "RANK" in os.environ else local_processes(cfg.NUM_GPUS, cfg.DEVICE)  # torchrun has counted
+        if "RANK" in os.environ:  # torchrun has counted
+            return entry.main(cfg)
+        validate(cfg)  # here, and not in every process
+        check_shard(options.shard_id, cfg.NUM_SHARDS)
+        processes = local_processes(cfg.NUM_GPUS, cfg.DEVICE)
         return launch(entry.main, (cfg,), processes, cfg.NUM_SHARDS, options.shard_id, options.init_method)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

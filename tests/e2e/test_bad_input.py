@@ -58,6 +58,14 @@ class TestCommandLine:
             (["--cfg", PRETRAIN, "--dryrun"], ["--dryrun"]),
             (["--cfg", PRETRAIN, "--bogus", "1", "RNG_SEED", "2"], ["--bogus"]),
             (["--cfg", PRETRAIN, "--shard_id", "x"], ["--shard_id"]),
+            *(
+                (["--cfg", PRETRAIN, "DEVICE", "cpu", "NUM_GPUS", "2", "--init_method", address], [address, "host:port"])
+                for address in ("tcp://localhost:99999", "tcp://localhost:abc", "tcp://[::1:99", "tcp://localhost")
+            ),
+            (["--cfg", PRETRAIN, "NUM_SHARDS", "2", "--shard_id", "2"], ["--shard_id is 2", "0 to 1"]),
+            (["--cfg", PRETRAIN, "NUM_SHARDS", "2", "--shard_id", "-1"], ["--shard_id is -1", "NUM_SHARDS is 2"]),
+            (["--cfg", PRETRAIN, "NUM_GPUS", "2", "--shard_id", "1"], ["--shard_id is 1", "NUM_SHARDS is 1"]),
+            (["--cfg", PRETRAIN, "NUM_SHARDS", "0"], ["NUM_SHARDS is 0", "at least 1"]),
             (["--cfg", PRETRAIN, "RNG_SEED"], ["RNG_SEED", "no value"]),
             (["--cfg", PRETRAIN, "--dry-run", "RNGSEED", "2"], ["RNGSEED", "RNG_SEED"]),
             (
@@ -77,6 +85,24 @@ class TestCommandLine:
     def test_mistakes(self, arguments, parts, error_of):
         error = error_of(arguments)
         assert all(part in error for part in parts), error
+
+    @pytest.mark.parametrize(
+        ("variables", "part"),
+        [
+            ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc"),
+            ({"LOCAL_RANK": ""}, "LOCAL_RANK="),
+            ({"RANK": "1.5"}, "RANK=1.5"),
+            ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
+            ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2"),
+        ],
+        ids=lambda p: p if isinstance(p, str) else "",
+    )
+    def test_an_environment_that_is_not_torchruns(self, variables, part, tmp_path, error_of, monkeypatch):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert part in error_of(tiny_config("pretrain", tmp_path, tmp_path))
+        if "RANK" in variables and "WORLD_SIZE" not in variables:
+            assert part in error_of(tiny_config("pretrain", tmp_path, tmp_path, "TASK", "visualise"))
 
     def test_a_modality_that_is_not_installed(self, error_of, monkeypatch):
         def absent(name: str):

@@ -22,7 +22,7 @@ from mfm_core.errors import UserError
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.mirror import Mirror
 from mfm_core.objective import EncoderModel
-from mfm_core.parallel.world import World, choose_device
+from mfm_core.parallel.world import World, choose_device, number_of
 from mfm_core.paths import is_remote, local_path
 from mfm_core.probe.features import collect_indexed
 from mfm_core.report.document import write_gallery
@@ -40,9 +40,9 @@ HEADS_NEEDED = {"reconstruction", "gradient"}
 
 def visualise(cfg: CfgNode, modality: Modality) -> int:
     """Draws what PICTURE asks for and returns the exit code; of several processes the first does it."""
-    if int(os.environ.get("RANK", "0")):
-        return 0
     try:
+        if number_of("RANK", 0):
+            return 0
         device, mirror = choose_device(cfg.DEVICE), None
         if is_remote(cfg.OUTPUT_DIR):
             mirror = Mirror(cfg.OUTPUT_DIR)
