@@ -214,9 +214,13 @@ def test_what_cannot_be_asked(words, message):
         asked_of(*words)
 
 
-def test_resources_beside_gpus_and_their_type_reach_sbatch():
-    for gres in ("gpu:a100:8", "disk:400", "disk:2,gpu:8"):
-        assert asked_of("--gpus-per-node", "8", "--sbatch", f"gres={gres}").extra == {"gres": gres}
+@pytest.mark.parametrize(
+    ("gres", "gpus"), [("gpu:a100:8", None), ("disk:2,gpu:8", None), ("gpu:a:4,gpu:b:4", None), ("disk:400", 8)]
+)
+def test_a_type_of_gpu_stands_in_the_place_of_the_number_alone(gres, gpus):
+    """GPUs are asked for once; other resources come beside them."""
+    options = slurm._parameters(asked_of("--gpus-per-node", "8", "--sbatch", f"gres={gres}"))
+    assert options["slurm_additional_parameters"]["gres"] == gres and options["gpus_per_node"] == gpus
 
 
 def test_other_options_reach_sbatch():

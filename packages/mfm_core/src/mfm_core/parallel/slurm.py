@@ -203,22 +203,20 @@ def _extra(words: list[str], gpus: int) -> dict[str, Any]:
             raise UserError(f"--sbatch is '{word}'; it looks like account=NAME, the name being an option of sbatch.")
         if name in _REFUSED:
             raise UserError(f"--sbatch {name} {_REFUSED[name]}.")
-        if name == "gres":
-            _check_gres(value, gpus)
-        extra[name] = value if has_value else True
-    return extra
-
-
-def _check_gres(value: str, gpus: int) -> None:
-    """Raises UserError where it asks for another number of GPUs on each node; it may say of which type, and more."""
-    for gpu in re.findall(r"(?:^|,)(?:gres[:/])?gpu((?::[^,]*)?)(?=,|$)", value):
-        count = gpu.rpartition(":")[2]
-        asked = int(count) if count.isdecimal() else 1
-        if asked != gpus:
+        if name == "gres" and (asked := gpus_of(value)) not in (None, gpus):
             raise UserError(
                 f"--sbatch gres={value} is for {asked} GPU(s) on each node, and the run for {gpus}; give "
                 f"--gpus-per-node {asked}, or leave gres out."
             )
+        extra[name] = value if has_value else True
+    return extra
+
+
+def gpus_of(gres: str) -> int | None:
+    """How many GPUs a list of generic resources asks for on each node; None where it names none."""
+    found = re.findall(r"(?:^|,)(?:gres[:/])?gpu((?::[^,]*)?)(?=,|$)", gres)
+    counts = [words.rpartition(":")[2] for words in found]
+    return sum(int(count) if count.isdecimal() else 1 for count in counts) if counts else None
 
 
 def submit(request: JobRequest, cluster: str = "slurm") -> list[Any]:
@@ -269,7 +267,7 @@ def _parameters(request: JobRequest) -> dict[str, Any]:
         "name": request.name,
         "nodes": request.nodes,
         "tasks_per_node": request.processes_per_node,
-        "gpus_per_node": request.gpus or None,
+        "gpus_per_node": None if gpus_of(str(request.extra.get("gres", ""))) else request.gpus or None,
         "cpus_per_task": request.cpus,
         "timeout_min": request.minutes,
         "stderr_to_stdout": True,
