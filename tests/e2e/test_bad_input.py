@@ -25,7 +25,7 @@ from mfm_core.config import load_config
 from mfm_core.engine.trainer import Trainer, tolerated
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.objective import MaskedPrediction
-from mfm_image.entry import main
+from mfm_image.entry import dry_run, main
 
 PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
 CLIPS = str(CONFIGS / "demo_video" / "pretrain.yaml")
@@ -59,7 +59,10 @@ class TestCommandLine:
             (["--cfg", PRETRAIN, "--bogus", "1", "RNG_SEED", "2"], ["--bogus"]),
             (["--cfg", PRETRAIN, "--shard_id", "x"], ["--shard_id"]),
             *(
-                (["--cfg", PRETRAIN, "DEVICE", "cpu", "NUM_GPUS", "2", "--init_method", address], [address, "host:port"])
+                (
+                    ["--cfg", PRETRAIN, "DEVICE", "cpu", "NUM_GPUS", "2", "--init_method", address],
+                    [address, "host:port"],
+                )
                 for address in ("tcp://localhost:99999", "tcp://localhost:abc", "tcp://[::1:99", "tcp://localhost")
             ),
             (["--cfg", PRETRAIN, "NUM_SHARDS", "2", "--shard_id", "2"], ["--shard_id is 2", "0 to 1"]),
@@ -173,6 +176,14 @@ class TestDataFolder:
         assert "MODEL.NUM_CLASSES" in error and "3" in error and str(photos) in error
         shutil.rmtree(photos / "val")
         assert "val/" in error_of(tiny_config("finetune", photos, tmp_path))
+
+    @pytest.mark.parametrize(
+        ("batch", "accum", "said"), [(20, 10, "in batches of 12)"), (5, 1, "in batches of 4 or one more)")]
+    )
+    def test_batches_of_an_epoch_that_drops_nothing(self, batch, accum, said, photo_folder, tmp_path):
+        keys = ["DATA_LOADER.DROP_LAST", "False", "TRAIN.BATCH_SIZE", batch, "TRAIN.ACCUM_STEPS", accum]
+        lines = dry_run(tiny_config("pretrain", photo_folder, tmp_path, *keys))
+        assert [line for line in lines if line.startswith("steps ")][0].endswith(said), lines
 
     def test_output_folder_that_cannot_be_written(self, photo_folder, tmp_path, error_of):
         (tmp_path / "file").write_text("")
