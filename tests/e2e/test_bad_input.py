@@ -30,6 +30,7 @@ from mfm_image.entry import dry_run, main
 PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
 CLIPS = str(CONFIGS / "demo_video" / "pretrain.yaml")
 ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
+TWO_PROCESSES = ["DEVICE", "cpu", "NUM_GPUS", "2"]
 SHRUNK = [*TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
 
 
