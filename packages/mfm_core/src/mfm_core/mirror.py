@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -96,9 +97,10 @@ class Mirror:
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder)
-            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            with suppress(FileNotFoundError):  # a save in the background removes old checkpoints
                 status = path.stat()
-                found[name.as_posix()] = [status.st_size, status.st_mtime_ns]
+                if stat.S_ISREG(status.st_mode) and not any(part.startswith(".") for part in name.parts):
+                    found[name.as_posix()] = [status.st_size, status.st_mtime_ns]
         return found
 
     def _read_list(self) -> dict[str, Any]:
