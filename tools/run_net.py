@@ -17,13 +17,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from fvcore.common.config import CfgNode
+from mfm_core.parallel import signals
 
-from mfm_core.config import load_config, modality_of, plan_run, validate
-from mfm_core.errors import UserError
-from mfm_core.parallel import slurm
-from mfm_core.parallel.launch import check_shard, launch, local_processes
-from mfm_core.paths import write_any_name
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d's traces, before the one line that says what is wrong
+if __name__ == "__main__" and not {"doctor", "--dry-run", "--slurm"} & set(sys.argv):
+    signals.leave_until_listening()  # before what takes seconds to load
+
+from fvcore.common.config import CfgNode  # noqa: E402
+
+from mfm_core.config import load_config, modality_of, plan_run, validate  # noqa: E402
+from mfm_core.errors import UserError  # noqa: E402
+from mfm_core.parallel import slurm  # noqa: E402
+from mfm_core.parallel.launch import check_shard, launch, local_processes  # noqa: E402
+from mfm_core.paths import write_any_name  # noqa: E402
 
 PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
 

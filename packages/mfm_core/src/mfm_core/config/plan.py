@@ -210,12 +210,16 @@ def schedule_of(cfg: CfgNode, num_shards: int) -> LRSchedule:
     )
 
 
-def _norms_one_cell(cfg: CfgNode) -> str:
-    """Why a micro-batch needs two files: the model trains BatchNorm on a feature map that is one cell of each image.
+def _needs_two(cfg: CfgNode, world_size: int) -> str:
+    """Why a micro-batch of a process needs two files, for a BatchNorm to have something to normalise; "" where not.
 
-    "" where it does not, or where a file gives two images.
+    A ResNet's last feature map is one cell of each image at 32 pixels or less. A probe's norm sees all processes.
     """
-    if arch_of(cfg) != "resnet" or task_of(cfg) == "probe" or cfg.DATA.TRAIN_CROP_SIZE > 32 or views_of(cfg) > 1:
+    if views_of(cfg) > 1:
+        return ""
+    if task_of(cfg) == "probe":
+        return "PROBE.BATCH_NORM needs two inputs or more in a micro-batch" * (cfg.PROBE.BATCH_NORM and world_size == 1)
+    if arch_of(cfg) != "resnet" or cfg.DATA.TRAIN_CROP_SIZE > 32:
         return ""
     return (
         f"A ResNet's last feature map is one cell for DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}, and its "
@@ -227,7 +231,7 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
     """The plan for `files` training files on `world_size` processes; raises UserError where the sizes do not fit."""
     shards = num_shards or cfg.NUM_SHARDS
     sizes = Sizes(files, cfg.TRAIN.BATCH_SIZE, shards, world_size, cfg.TRAIN.ACCUM_STEPS, cfg.DATA_LOADER.DROP_LAST)
-    refusal = sizes.refusal(_norms_one_cell(cfg)) if trains(cfg) else ""
+    refusal = sizes.refusal(_needs_two(cfg, world_size)) if trains(cfg) else ""
     if refusal:
         raise UserError(refusal)
     return RunPlan(

@@ -33,10 +33,10 @@ class Sizes:
         """Of an epoch into batches."""
         return self._cut(self.batch, self.drop_last)
 
-    def refusal(self, norms_one_cell: str = "") -> str:
+    def refusal(self, needs_two: str = "") -> str:
         """What does not go together and what would, in one line; "" where all does.
 
-        norms_one_cell: why a micro-batch needs two files; "" where one is enough.
+        needs_two: why a micro-batch needs two files; "" where one is enough.
         """
         if self.batch * self.machines % self.pieces:
             return (
@@ -44,7 +44,7 @@ class Sizes:
                 f"{self.processes} processes times TRAIN.ACCUM_STEPS {self.accum_steps}; choose a multiple of "
                 f"{self._unit}."
             )
-        least = 2 if norms_one_cell else 1
+        least = 2 if needs_two else 1
         if not self.files:
             return "There are no training files; see DATA.PATH_TO_DATA_DIR."
         if not len(self.cut):
@@ -60,7 +60,7 @@ class Sizes:
                 f"TRAIN.ACCUM_STEPS {self.accum_steps}; {self._remedy(least)}."
             )
         if self.cut.smallest < least * self.pieces:
-            return f"{norms_one_cell}; {self._remedy(least)}."
+            return f"{needs_two}; {self._remedy(least)}."
         return ""
 
     def _remedy(self, least: int) -> str:
