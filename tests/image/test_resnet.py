@@ -86,7 +86,7 @@ def test_one_image_of_one_cell_has_nothing_to_normalise(size, images, trains):
             plan_run(cfg, files=64, world_size=world)
     with nullcontext() if trains else pytest.raises(ValueError, match="more than 1 value per channel"):
         model.tokens(torch.randn(images, 3, size, size))
-    for still_fine in (["TASK", "probe"], ["AUG.NUM_SAMPLE", 2], ["MODEL.ARCH", "vit"]):
+    for still_fine in (["TASK", "probe", "PROBE.BATCH_NORM", False], ["AUG.NUM_SAMPLE", 2], ["MODEL.ARCH", "vit"]):
         plan_run(config(*overrides, "TRAIN.ACCUM_STEPS", 8, *still_fine), files=64, world_size=1)
 
 
