@@ -120,6 +120,15 @@ def damage(source: Path, path: Path, seed: int = 0) -> Path:
     return path
 
 
+def enlarge_frame(source: Path, path: Path, frame: int, size: int) -> Path:
+    """`source`, an mp4, whose table of sizes says that packet number `frame` has `size` bytes."""
+    content = bytearray(source.read_bytes())
+    table = content.find(b"stsz") + 4 + 12
+    content[table + 4 * frame : table + 4 * frame + 4] = struct.pack(">I", size)
+    path.write_bytes(content)
+    return path
+
+
 def rotate(source: Path, path: Path) -> Path:
     """`source`, an mp4, with a header that asks to show it turned by 90 degrees clockwise."""
     content = bytearray(source.read_bytes())

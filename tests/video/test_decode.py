@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,12 +12,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import damage, numbered, numbers, rotate, truncate, write_clip, write_frames, write_sound
+from clips import damage, enlarge_frame, numbered, numbers, rotate, truncate, write_clip, write_frames, write_sound
 
 from mfm_core.errors import UserError
 from mfm_video.data.decode import open_video
 from mfm_video.data.read_av import AvVideo
-from mfm_video.data.unreadable import UnreadableVideo
+from mfm_video.data.unreadable import UnreadableVideo, readable
 
 BACKENDS = ["pyav", pytest.param("decord", marks=pytest.mark.skipif(not find_spec("decord"), reason="no decord"))]
 UNEVEN = [10 * i + 25 * (i // 7) for i in range(48)]
@@ -197,6 +198,7 @@ def bad_videos(tmp_path_factory):
         "truncated: 4": truncate(streamed, folder / "truncated.mp4", 0.66),
         "at most sound": write_sound(folder / "sound.mp4"),
         "damaged: ": damage(streamed, folder / "damaged.mp4"),
+        "Cannot allocate": enlarge_frame(whole, folder / "huge_frame.mp4", 20, 0x30000000),
         "no image": folder / "no_images",
         "there is no such": folder / "pipe.mp4",
         "img_3.png": half,
@@ -204,7 +206,7 @@ def bad_videos(tmp_path_factory):
 
 
 REASONS = ("no such file", "empty", "no video, or a damaged one", "damaged one", "truncated: 4", "at most sound",
-           "damaged: ", "no image", "there is no such", "img_3.png")  # fmt: skip
+           "damaged: ", "Cannot allocate", "no image", "there is no such", "img_3.png")  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -214,6 +216,14 @@ def test_bad_videos_say_why_in_one_line(reason, backend, bad_videos):
     with pytest.raises(UnreadableVideo, match=reason) as caught, open_video(path, backend) as video:
         video.read(range(video.frames))
     assert caught.value.path == path and "\n" not in str(caught.value)
+
+
+def test_errors_that_are_not_the_files_pass(tmp_path):
+    """Another file would fare no better: where this process has no memory, or no more files may be open."""
+    for error in (MemoryError(), OSError(errno.EMFILE, "Too many open files")):
+        with pytest.raises(type(error)) as caught, readable("a.mp4", "damaged"):
+            raise error
+        assert caught.value is error
 
 
 def test_nothing_stays_open(bad_videos, tmp_path):
