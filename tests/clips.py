@@ -129,6 +129,24 @@ def enlarge_frame(source: Path, path: Path, frame: int, size: int) -> Path:
     return path
 
 
+def claim_frames(source: Path, path: Path, count: int) -> Path:
+    """`source`, an mp4 with frames of one duration, whose table of times says that there are `count` of them."""
+    content = bytearray(source.read_bytes())
+    table = content.find(b"stts") + 4 + 8
+    content[table : table + 4] = struct.pack(">I", count)
+    path.write_bytes(content)
+    return path
+
+
+def claim_duration(source: Path, path: Path, milliseconds: float) -> Path:
+    """`source`, an mkv, whose header says that it has this duration."""
+    content = bytearray(source.read_bytes())
+    place = content.find(bytes.fromhex("448988")) + 3  # EBML: the element Duration, of eight bytes
+    content[place : place + 8] = struct.pack(">d", milliseconds)
+    path.write_bytes(content)
+    return path
+
+
 def rotate(source: Path, path: Path) -> Path:
     """`source`, an mp4, with a header that asks to show it turned by 90 degrees clockwise."""
     content = bytearray(source.read_bytes())

@@ -12,7 +12,19 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import damage, enlarge_frame, numbered, numbers, rotate, truncate, write_clip, write_frames, write_sound
+from clips import (
+    claim_duration,
+    claim_frames,
+    damage,
+    enlarge_frame,
+    numbered,
+    numbers,
+    rotate,
+    truncate,
+    write_clip,
+    write_frames,
+    write_sound,
+)
 
 from mfm_core.errors import UserError
 from mfm_video.data.decode import open_video
@@ -216,6 +228,21 @@ def test_bad_videos_say_why_in_one_line(reason, backend, bad_videos):
     with pytest.raises(UnreadableVideo, match=reason) as caught, open_video(path, backend) as video:
         video.read(range(video.frames))
     assert caught.value.path == path and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_headers_that_claim_more_frames_than_there_are(backend, name, tmp_path):
+    """decord takes memory for as many, or ends the process: it is asked in another one."""
+    whole, file = write_clip(tmp_path / name), tmp_path / f"claims_{name}"
+    claim_frames(whole, file, 0x7FFFFFFF) if name == "a.mp4" else claim_duration(whole, file, 1e14)
+    code = f"""
+from mfm_video.data.decode import open_video
+with open_video({str(file)!r}, {backend!r}) as video:
+    print(video.frames, tuple(video.read([3, 30]).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "48 (2, 3, 48, 64)\n", done.stderr
 
 
 def test_errors_that_are_not_the_files_pass(tmp_path):

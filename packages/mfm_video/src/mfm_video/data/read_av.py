@@ -92,6 +92,12 @@ class AvVideo:
             seconds = f"{there * unit:.1f} of {promised * unit:.1f} seconds"
             raise UnreadableVideo(self.path, f"truncated: {seconds} are there")
 
+    @property
+    def claimed(self) -> int:
+        """How many frames the header tells of or, where it tells of none, its duration and rate make; 0 for neither."""
+        seconds = (self._container.duration or 0) / av.time_base
+        return self._stream.frames or int(seconds * float(self._stream.average_rate or 0))
+
     def _frame_rate(self) -> float:
         """What the file says where its time stamps (rounded, with gaps) agree to a tenth, else what they say."""
         if self._index is None or self.frames < 2:

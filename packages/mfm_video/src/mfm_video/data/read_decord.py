@@ -2,7 +2,8 @@
 
 decord 0.6 counts packets instead of looking at time stamps. Measured: it returns other frames than asked, without an
 error, for HEVC, MPEG-TS, AVI with B-frames, damaged files and mp4 files whose edit list hides frames, and rows of four
-channels for some reduced sizes. So PyAV looks at the file first, and reads what decord would not read right.
+channels for some reduced sizes. It takes memory for as many frames as a header claims, and a damaged one aborts the
+process. So PyAV looks at the file first, and reads what decord would not read right.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from mfm_video.data.read_av import AvVideo, reduced_size
 
 CODECS = ("h264", "vp8", "vp9")
 CONTAINERS = ("mov", "mp4", "matroska", "webm")
+MOST_CLAIMED = 10
+"""How many times the frames that are there a header may claim: sound goes on behind the pictures in some files."""
 
 
 class DecordVideo:
@@ -36,6 +39,7 @@ class DecordVideo:
             self._checked.plain
             and self._checked.codec in CODECS
             and self._checked.container.startswith(CONTAINERS)
+            and self._checked.claimed <= MOST_CLAIMED * self.frames
             and not self._checked.rotation()
         )
 
