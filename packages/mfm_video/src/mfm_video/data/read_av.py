@@ -80,7 +80,7 @@ class AvVideo:
             self._index = None
         self._require_complete()
         self.frames = len(packets) if self._index is None else len(self._index)
-        self.plain = self._index is not None and self.frames == len(packets)
+        self.plain = self._index is not None and self.frames == len(packets) and self._index.closed
         self.fps = self._frame_rate()
 
     def _require_complete(self) -> None:

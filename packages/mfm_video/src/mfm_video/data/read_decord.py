@@ -1,9 +1,9 @@
 """Reads single frames of a video file with decord, where decord gives the frames that it is asked for.
 
 decord 0.6 counts packets instead of looking at time stamps. Measured: it returns other frames than asked, without an
-error, for HEVC, MPEG-TS, AVI with B-frames, damaged files and mp4 files whose edit list hides frames, and rows of four
-channels for some reduced sizes. It takes memory for as many frames as a header claims, and a damaged one aborts the
-process. So PyAV looks at the file first, and reads what decord would not read right.
+error, for HEVC, MPEG-TS, AVI with B-frames, H.264 in open groups of pictures, damaged files and mp4 files whose edit
+list hides frames, and rows of four channels for some reduced sizes. It takes memory for as many frames as a header
+claims, and a damaged header aborts the process. So PyAV looks at the file first, and reads what decord would not.
 """
 
 from __future__ import annotations
