@@ -47,6 +47,28 @@ def test_relative_paths_start_here_or_beside_the_list(tmp_path, monkeypatch):
     assert list_videos(root, "train").paths[1] == "v/b.mp4"
 
 
+@pytest.mark.parametrize("first", ["path label", "gone.mp4 0", "gone/0.mp4 0\n" * 400, "https://host/x.mp4 0"])
+def test_where_relative_paths_start_is_not_for_the_first_line_to_say(first, tmp_path, monkeypatch):
+    """It may be a header, or name a video that is gone; and so may the first hundreds, one class of many."""
+    root = tmp_path / "root"
+    touch(root / "v" / "a.mp4", *(tmp_path / name for name in ("path", "elsewhere/b.mp4")))
+    write(root, first + "\n" + "v/a.mp4 1\n" * 500)
+    monkeypatch.chdir(tmp_path)
+    found = list_videos(root, "train", 2)
+    assert found.paths[len(found) - 1] == str(root / "v" / "a.mp4")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write(root, first + "\n" + "b.mp4 1\n" * 500)
+    assert list_videos(root, "train", 2).paths[500] == "b.mp4"
+
+
+def test_paths_that_lead_nowhere_are_looked_for_beside_the_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root").mkdir()
+    videos = list_videos(write(tmp_path / "root", "v/a.mp4 0\n/b.mp4 1\n"), "train", 2)
+    assert [*videos.paths] == [str(tmp_path / "root" / "v/a.mp4"), "/b.mp4"]
+    assert list_videos(write(tmp_path / "root", "/a.mp4 0\n/b.mp4 1\n"), "train", 2).paths.relative(0) == "/a.mp4"
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -75,7 +97,8 @@ def test_where_no_line_can_be_used_the_list_is_refused(tmp_path):
 def test_pretraining_takes_any_label_or_none(tmp_path):
     assert list_videos(write(tmp_path, "a.mp4 7\n"), "train").classes == tuple(f"class {i}" for i in range(8))
     videos = list_videos(write(tmp_path, "my a.mp4\nb.mp4\n"), "train", separator=",")
-    assert [*videos.paths] == ["my a.mp4", "b.mp4"] and videos.labels.tolist() == [0, 0] and not videos.problems
+    assert [videos.paths.relative(i) for i in (0, 1)] == ["my a.mp4", "b.mp4"]
+    assert videos.labels.tolist() == [0, 0] and not videos.problems
 
 
 def test_labels_of_the_training_split_bound_those_of_validation(tmp_path):
@@ -154,6 +177,8 @@ def test_a_list_from_the_web(site, tmp_path):
     (site.folder / "classes.txt").write_text("cat\ndog\n")
     ask_anew()
     assert list_videos(site.address, "train", num_classes=2).classes == ("cat", "dog")
+    (site.folder / "test.csv").write_text("b.mp4 0\n")
+    assert list(list_videos(site.address, "test").paths) == ["b.mp4"]  # not beside the list, which lies nowhere
     with pytest.raises(UserError, match="DATA.PATH_TO_DATA_DIR: .*/val.csv .*404"):
         list_videos(site.address, "val")
 

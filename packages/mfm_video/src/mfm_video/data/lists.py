@@ -19,6 +19,8 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts
 """What counts as a video file in a class folder, in any case; a list may name any file."""
 NO_LABEL = 0
 """The label of a video that has none, as in PySlowFast."""
+LOOKED_FOR = 100
+"""About so many paths of a list, evenly spread, are looked for to find out where relative ones start."""
 CLASSES = "classes.txt"
 """Names of classes, beside lists."""
 
@@ -96,7 +98,7 @@ def list_videos(
         num_classes: labels of a list must be below it; 0 for no bound, where labels matter little.
         separator: between path and label (`DATA.PATH_LABEL_SEPARATOR`).
         prefix: stands before each path of a list (`DATA.PATH_PREFIX`). Without one, relative paths start in the
-            working folder, as in PySlowFast, or in `root` where the first of them leads nowhere from there.
+            working folder, as in PySlowFast, or in `root`: wherever the first one is that is at either place.
         classes: those of the training split, where this one must use their numbers.
 
     Raises:
@@ -125,20 +127,26 @@ def _remote_list(root: str, split: str, num_classes: int, separator: str, prefix
         names = Path(local_path(f"{root}/{CLASSES}", key))
     except AbsentFile:
         names = None
-    videos = read_list(file, num_classes, separator, prefix, names or file.parent / CLASSES)
+    videos = read_list(file, num_classes, separator, prefix, names or file.parent / CLASSES, folder="")
     videos.origin = address
     return videos
 
 
 def read_list(
-    file: Path, num_classes: int = 0, separator: str = " ", prefix: str = "", names: Path | None = None
+    file: Path,
+    num_classes: int = 0,
+    separator: str = " ",
+    prefix: str = "",
+    names: Path | None = None,
+    folder: str | None = None,
 ) -> VideoList:
     """Reads a list; the label is what follows the last `separator` of a line. Empty lines do not count.
 
     A line without a label, or with one outside [0, num_classes), is a problem of its video alone, unless all lines
     are so. Where no bound is asked for, a list without any labels is fine, and all videos have the same.
 
-    The file `names`, by default `classes.txt` beside it, names the classes, one in each line.
+    The file `names`, by default `classes.txt` beside it, names the classes, one in each line. folder: where relative
+    paths start if not in the working folder; by default the list's.
 
     Raises:
         UserError: where the file cannot be read as text, is empty, or no line of it can be used.
@@ -164,7 +172,8 @@ def read_list(
             problems[i] = "videos are read from the disks of this machine, not from addresses; mount or download them"
     if len(problems) == len(rows):
         raise UserError(f"{file} line {rows[0][0]}: {problems[0]}; no line of the file can be used")
-    table = PathTable(_start_of(paths, prefix, file.parent), paths)
+    usable = [path for i, path in enumerate(paths) if i not in problems]
+    table = PathTable(prefix or _start_of(usable, str(file.parent) if folder is None else folder), paths)
     classes = _names_of(names or file.parent / CLASSES, num_classes or int(labels.max()) + 1)
     return VideoList(table, labels, classes, str(file), np.array([n for n, _ in rows], np.int32), problems)
 
@@ -200,10 +209,14 @@ def _label_of(parts: list[str], num_classes: int, separator: str) -> tuple[int, 
     return label, ""
 
 
-def _start_of(paths: Sequence[str], prefix: str, folder: Path) -> str:
-    if prefix:
-        return prefix
-    return "" if os.path.exists(paths[0]) or not os.path.exists(folder / paths[0]) else str(folder)
+def _start_of(paths: Sequence[str], folder: str) -> str:
+    """The working folder, "", or `folder`; see `list_videos`. Any of the paths may be absent, the first one, too."""
+    for path in paths[:: max(1, len(paths) // LOOKED_FOR)]:
+        if os.path.exists(path):
+            return ""
+        if os.path.exists(os.path.join(folder, path)):
+            return folder
+    return "" if all(map(os.path.isabs, paths)) else folder
 
 
 def walk_folders(folder: Path, classes: Sequence[str] | None = None) -> VideoList:
