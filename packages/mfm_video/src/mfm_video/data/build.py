@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from mfm_core.config import task_of
-from mfm_core.data.listing import class_names
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
 from mfm_core.paths import AbsentFile, is_remote, local_path, require_local
@@ -93,6 +91,11 @@ def has_split(cfg: CfgNode, split: str) -> bool:
     return os.path.isfile(f"{place}.csv") or os.path.isdir(place)
 
 
+def has_list(cfg: CfgNode, split: str) -> bool:
+    """Whether it is a list; there are no others at an address."""
+    return is_remote(data_root(cfg)) or os.path.isfile(os.path.join(data_root(cfg), f"{split}.csv"))
+
+
 def train_dataset(cfg: CfgNode, masks: MaskGenerator | None = None, fraction: float = 1.0) -> VideoDataset:
     """The augmented training clips; `fraction` of the labels of each class."""
     videos = videos_of(cfg, "train")
@@ -132,12 +135,28 @@ def clips_of(cfg: CfgNode, videos: VideoList, masks: MaskGenerator | None = None
     )
 
 
-def test_dataset(
-    cfg: CfgNode, num_clips: int = 0, split: str = "test", classes: Sequence[str] = ()
-) -> MultiViewDataset:
+def test_videos(cfg: CfgNode) -> VideoList:
+    """The videos of the test; class folders have the numbers that the training split, list or folders, gives them.
+
+    Raises:
+        UserError: where nothing gives all of MODEL.NUM_CLASSES a number, beside the reasons of `list_videos`.
+    """
+    trained_on = () if has_list(cfg, "test") or not has_split(cfg, "train") else videos_of(cfg, "train").classes
+    videos, classes = videos_of(cfg, "test", trained_on), cfg.MODEL.NUM_CLASSES
+    if trained_on and len(trained_on) != classes:
+        raise UserError(f"MODEL.NUM_CLASSES is {classes}, but the training videos have {len(trained_on)} classes.")
+    if len(videos.classes) != classes:
+        raise UserError(
+            f"MODEL.NUM_CLASSES is {classes}, but {videos.origin} has {len(videos.classes)} classes, and there is no "
+            "train.csv or train/ to say which of the model's classes these are; add it, or a test.csv with labels."
+        )
+    return videos
+
+
+def test_dataset(cfg: CfgNode, num_clips: int = 0) -> MultiViewDataset:
     """All views of all test videos; `num_clips` of them in time, TEST.NUM_ENSEMBLE_VIEWS where that is 0."""
     return MultiViewDataset(
-        videos_of(cfg, split, classes or _folder_classes(cfg)),
+        test_videos(cfg),
         clip_spec(cfg),
         view_transforms(cfg, cfg.TEST.NUM_SPATIAL_CROPS),
         num_clips or cfg.TEST.NUM_ENSEMBLE_VIEWS,
@@ -156,13 +175,12 @@ def check_data(cfg: CfgNode) -> DoctorReport:
     report = check_videos(splits, clip_spec(cfg), opener(cfg), cfg.DATA_LOADER.NUM_WORKERS)
     if not only_tests and task_of(cfg) != "pretrain" and "val" not in splits:
         report.problems.append(f"{data_root(cfg)} has neither val.csv nor val/: nothing to evaluate on")
+    if "test" in splits and task_of(cfg) == "finetune":
+        try:
+            test_videos(cfg)
+        except UserError as error:
+            report.problems.append(str(error))
     return report
-
-
-def _folder_classes(cfg: CfgNode) -> tuple[str, ...]:
-    """The class folders of the training split, where there are any: the numbers of classes are its."""
-    folder = Path(data_root(cfg), "train")
-    return tuple(class_names(folder)) if folder.is_dir() else ()
 
 
 def data_root(cfg: CfgNode) -> str:
