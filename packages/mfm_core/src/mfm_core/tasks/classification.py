@@ -30,6 +30,7 @@ class ClassificationTask:
         self.autocast = autocast_factory(precision, world.device)
         only_finishes = self.finishes and modality.tests_itself and not cfg.TRAIN.ENABLE
         self.train_set = None if only_finishes else modality.train_set(cfg, fraction=cfg.DATA.LABEL_FRACTION)
+        self.test_listing = modality.test_listing(cfg) if self.finishes else None
         self.files = len(self.train_set) if self.train_set else 0
         self.model = modality.build_model(cfg)
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)

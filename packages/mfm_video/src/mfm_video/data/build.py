@@ -153,10 +153,10 @@ def test_videos(cfg: CfgNode) -> VideoList:
     return videos
 
 
-def test_dataset(cfg: CfgNode, num_clips: int = 0) -> MultiViewDataset:
-    """All views of all test videos; `num_clips` of them in time, TEST.NUM_ENSEMBLE_VIEWS where that is 0."""
+def test_dataset(cfg: CfgNode, num_clips: int = 0, videos: VideoList | None = None) -> MultiViewDataset:
+    """All views of `videos`, or of all test videos; `num_clips` in time, TEST.NUM_ENSEMBLE_VIEWS where that is 0."""
     return MultiViewDataset(
-        test_videos(cfg),
+        test_videos(cfg) if videos is None else videos,
         clip_spec(cfg),
         view_transforms(cfg, cfg.TEST.NUM_SPATIAL_CROPS),
         num_clips or cfg.TEST.NUM_ENSEMBLE_VIEWS,
