@@ -98,14 +98,22 @@ def test_pretraining_takes_any_label_or_none(tmp_path):
     assert list_videos(write(tmp_path, "a.mp4 7\n"), "train").classes == tuple(f"class {i}" for i in range(8))
     videos = list_videos(write(tmp_path, "my a.mp4\nb.mp4\n"), "train", separator=",")
     assert [videos.paths.relative(i) for i in (0, 1)] == ["my a.mp4", "b.mp4"]
-    assert videos.labels.tolist() == [0, 0] and not videos.problems
+    assert videos.labels.tolist() == [0, 0] and not videos.problems and videos.classes == ("",)
+    with pytest.raises(UserError, match="the line has no label"):
+        list_videos(tmp_path, "train", separator=",", needs_labels=True)
 
 
-def test_labels_of_the_training_split_bound_those_of_validation(tmp_path):
-    write(tmp_path, "a.mp4 1\nb.mp4 0\n")
-    write(tmp_path, "a.mp4 1\nb.mp4 2\n", "val.csv")
-    train = list_videos(tmp_path, "train")
-    assert list(list_videos(tmp_path, "val", classes=train.classes).problems) == [1]
+def test_only_a_models_classes_bound_labels(tmp_path):
+    """Not those of the training list, which may have no labels, or not the last ones."""
+    write(tmp_path, "a.mp4 1\nb.mp4 5\n", "val.csv")
+    for train in ("a.mp4 1\nb.mp4 0\n", "a.mp4\nb.mp4\n"):
+        known = list_videos(write(tmp_path, train), "train").classes
+        videos = list_videos(tmp_path, "val", classes=known)
+        assert not videos.problems and videos.labels.tolist() == [1, 5] and len(videos.classes) == 6
+    write(tmp_path, "a.mp4\nb.mp4\n", "val.csv")
+    assert not list_videos(tmp_path, "val", classes=("class 0", "class 1")).problems
+    videos = list_videos(write(tmp_path, "a.mp4 1\nb.mp4 -1\n"), "train", needs_labels=True)
+    assert videos.problems == {1: "the label -1 is not possible: labels start at 0"}
 
 
 def test_class_folders(tmp_path):

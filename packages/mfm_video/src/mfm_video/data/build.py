@@ -65,17 +65,20 @@ def opener(cfg: CfgNode) -> Opener:
 
 
 def videos_of(cfg: CfgNode, split: str, classes: Sequence[str] = ()) -> VideoList:
-    """The list of a split; `classes` are the training split's, which class folders and labels have to be of.
+    """The list of a split; `classes` are the training split's, which class folders have to be of.
 
-    The labels of a list have to be below MODEL.NUM_CLASSES but in pre-training, which needs none.
+    The labels of a list have to be below MODEL.NUM_CLASSES where a classifier is trained or tested; pre-training needs
+    none.
     """
+    task = task_of(cfg)
     return list_videos(
         data_root(cfg),
         split,
-        num_classes=0 if task_of(cfg) == "pretrain" else cfg.MODEL.NUM_CLASSES,
+        num_classes=cfg.MODEL.NUM_CLASSES if task in ("finetune", "probe") else 0,
         separator=cfg.DATA.PATH_LABEL_SEPARATOR,
         prefix=require_local(cfg.DATA.PATH_PREFIX, "DATA.PATH_PREFIX", "the place of the videos"),
         classes=classes,
+        needs_labels=task != "pretrain",
     )
 
 
