@@ -226,12 +226,15 @@ class TestFiles:
         assert f"missing: 1\n  {clips}/absent.mp4\n" in said and "unreadable: 5\n" in said
 
 
+PIXELS = ["MASK.METHOD", "maskfeat", "MASK.PRED_HOG", "False", "MASK.TARGET", "pixel"]
 MISTAKES = [
     (PRETRAIN, ["DATA.DECODING_BACKEND", "opencv"], ["DATA.DECODING_BACKEND", "pyav"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[3, 8, 8]"], ["AUG.MASK_WINDOW_SIZE", "3"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[4, 5, 8]"], ["AUG.MASK_WINDOW_SIZE", "5"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[8, 8]"], ["AUG.MASK_WINDOW_SIZE", "three"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[4, 8, 16]"], ["AUG.MASK_WINDOW_SIZE"]),
+    (PRETRAIN, ["DATA.NUM_FRAMES", "7"], ["DATA.NUM_FRAMES 7", "multiple of 2"]),
+    (PRETRAIN, [*PIXELS, "DATA.NUM_FRAMES", "7"], ["DATA.NUM_FRAMES 7", "multiple of 2"]),
     (PRETRAIN, ["AUG.MASK_TUBE", "True", "AUG.MASK_FRAMES", "True"], ["AUG.MASK_TUBE", "AUG.MASK_FRAMES"]),
     (PRETRAIN, ["AUG.MASK_TYPE", "block"], ["AUG.MASK_TYPE", "cube"]),
     (PRETRAIN, ["MASK.METHOD", "mff"], ["MASK.METHOD mff", "images"]),
