@@ -86,6 +86,26 @@ def test_a_line_that_cannot_be_used_is_a_problem_of_its_own(line, why, tmp_path)
     assert videos.where(1) == " (train.csv line 2)"
 
 
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [
+        ("--5", "'--5' is no number"),
+        ("\N{SUPERSCRIPT TWO}", "is no number"),
+        ("\N{ARABIC-INDIC DIGIT TWO}", "is no number"),
+        ("99999999999999999999", "the label 99999999999999999999 is not possible"),
+        ("-99999999999999999999", "labels start at 0"),
+        ("20000000", "the label 20000000 is not possible"),
+        ("9" * 5000, "the label 999"),
+    ],
+)
+def test_numbers_that_are_no_labels(label, why, num_classes, tmp_path):
+    """Neither a traceback, nor names for twenty million classes."""
+    videos = list_videos(write(tmp_path, f"/a.mp4 {label}\n/b.mp4 2\n"), "train", num_classes)
+    assert why in videos.problems[0] and len(videos.problems[0]) < 200
+    assert len(videos.classes) == 3 and videos.labels.tolist() == [0, 2]
+
+
 def test_where_no_line_can_be_used_the_list_is_refused(tmp_path):
     write(tmp_path, "a.mp4 1\nb.mp4 2\n")
     with pytest.raises(UserError, match=r"train.csv line 1: .*no label.*no line"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,9 @@ NO_LABEL = 0
 """The label of a video that has none, as in PySlowFast."""
 UNLABELLED = ("",)
 """The classes of a list that has no labels."""
+MOST_CLASSES = 100_000
+"""Where no model bounds labels: each class below the largest has a name, and k-NN counts votes for it."""
+NUMBER = re.compile("-?[0-9]+")
 LOOKED_FOR = 100
 """About so many paths of a list, evenly spread, are looked for to find out where relative ones start."""
 CLASSES = "classes.txt"
@@ -173,7 +177,7 @@ def read_list(file: Path, form: ListForm, names: Path | None = None, folder: str
         labels[i] = label
         if problem:
             problems[i] = problem
-        keep_whole = unlabelled or (problem and len(parts) > 1 and not parts[1].strip().lstrip("-").isdecimal())
+        keep_whole = unlabelled or (problem and len(parts) > 1 and not NUMBER.fullmatch(parts[1].strip()))
         paths.append(line if keep_whole else parts[0].strip())
         if is_remote(paths[-1]):
             problems[i] = "videos are read from the disks of this machine, not from addresses; mount or download them"
@@ -207,13 +211,15 @@ def _names_of(file: Path, count: int) -> list[str]:
 def _label_of(parts: list[str], form: ListForm) -> tuple[int, str]:
     """The label of a line and, where it has none that can be used, why."""
     text = parts[1].strip() if len(parts) == 2 else ""
-    if not text.lstrip("-").isdecimal():
+    if not NUMBER.fullmatch(text):
         found = f"'{text}' is no number" if text else f"it has no '{form.separator}'"
         return NO_LABEL, f"the line has no label ({found}); expected `path{form.separator}label`"
-    label = int(text)
-    if label < 0 or form.num_classes and label >= form.num_classes:
-        bound = f"MODEL.NUM_CLASSES is {form.num_classes}" if form.num_classes else "labels start at 0"
-        return NO_LABEL, f"the label {label} is not possible: {bound}"
+    label = int(text[:18])  # more digits are beyond any bound, too
+    if not 0 <= label < (form.num_classes or MOST_CLASSES):
+        bound = (
+            f"MODEL.NUM_CLASSES is {form.num_classes}" if form.num_classes else f"labels go up to {MOST_CLASSES - 1}"
+        )
+        return NO_LABEL, f"the label {text[:30]} is not possible: {bound if label >= 0 else 'labels start at 0'}"
     return label, ""
 
 
