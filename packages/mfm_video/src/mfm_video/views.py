@@ -58,5 +58,5 @@ def judge_views(
 def _scores(task: ClassifierTask, model: Classifier, clips: int) -> VideoScores:
     """Of all test videos, by `clips` clips of each."""
     dataset = test_dataset(task.cfg, clips, task.test_listing)
-    loader = task.loader(dataset)
-    return evaluate_views(model, loader, len(dataset.listing), dataset.num_views, task.world, task.autocast)
+    with task.one_pass(dataset) as loader:
+        return evaluate_views(model, loader, len(dataset.listing), dataset.num_views, task.world, task.autocast)

@@ -79,7 +79,8 @@ class FinetuneTask(ClassificationTask):
 
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
         """What `evaluate_classifier` gives for a data set."""
-        return self._accuracy(model, self.loader(dataset))
+        with self.one_pass(dataset) as loader:
+            return self._accuracy(model, loader)
 
     def _accuracy(self, model: nn.Module, loader: Loader) -> dict[str, float]:
         return evaluate_classifier(model, loader, self.world, self.autocast, self.criterion)

@@ -37,8 +37,8 @@ class ClassifierTask(Protocol):
     val_loader: Loader | None
     test_listing: Listing | None
 
-    def loader(self, dataset: DataSet) -> Loader:
-        """This process's share of a data set; its unreadable files will be listed."""
+    def one_pass(self, dataset: DataSet) -> AbstractContextManager[Loader]:
+        """A loader of this process's share of a data set, for one pass; its unreadable files will be listed."""
 
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
         """What `evaluate_classifier` gives for a data set."""
