@@ -25,6 +25,7 @@ from clips import (
     write_frames,
     write_sound,
 )
+from PIL import Image
 
 from mfm_core.errors import UserError
 from mfm_video.data.decode import open_video
@@ -187,6 +188,22 @@ def test_a_folder_of_images_in_the_order_of_its_numbers(tmp_path):
         assert (video.frames, video.fps) == (25, 12)
         assert numbers(video.read([24, 3, 3, 10, 2])) == [24, 3, 3, 10, 2]
         assert video.read([1], 24).shape == (1, 3, 24, 32)
+
+
+@pytest.mark.parametrize("short_side", [0, 24])
+def test_frames_of_16_bits_are_scaled(short_side, tmp_path):
+    """Not cut off at 255; what has no fixed range is refused."""
+    ramp = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
+    for i in range(3):
+        Image.fromarray((ramp / 2**i).astype(np.uint16)).save(tmp_path / f"{i}.png")
+    with open_video(str(tmp_path)) as video:
+        frames = video.read([0, 2], short_side).float()
+    assert frames.shape[2:] == ((24, 32) if short_side else (48, 64))
+    means = [ramp.mean() / 257, ramp.mean() / 257 / 4]
+    assert frames.mean((1, 2, 3)).tolist() == pytest.approx(means, abs=0.5)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "3.tiff")
+    with pytest.raises(UnreadableVideo, match="3.tiff cannot be read: floating-point"), open_video(str(tmp_path)) as v:
+        v.read([3])
 
 
 def test_decoders_agree(tmp_path):
