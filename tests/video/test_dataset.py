@@ -245,6 +245,14 @@ def test_tests_say_which_videos_are_missing(spoilt):
     assert [len(evaluated[SampleKey(0, i)].views) for i in range(6)] == [1, 0, 0, 0, 0, 0]
 
 
+def test_a_tab_between_path_and_label(spoilt):
+    """As YAML writes it, and as a shell passes it on."""
+    (spoilt / "train.csv").write_text("my a.mp4\t0\nb.mp4\t2\n")
+    for written in ("\t", "\\t"):
+        videos = build.videos_of(config(spoilt, "DATA.PATH_LABEL_SEPARATOR", written), "train")
+        assert videos.paths.relative(0) == "my a.mp4" and videos.labels.tolist() == [0, 2] and not videos.problems
+
+
 def test_only_bad_videos_end_a_run(spoilt):
     (spoilt / "train.csv").write_text("".join(f"/absent/{i}.mp4 0\n" for i in range(30)))
     with pytest.raises(UserError, match="full of unreadable files.*absent.*doctor"):

@@ -104,6 +104,15 @@ def test_pixels_are_ffmpegs(backend, tmp_path):
     assert read.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["a:b.mp4", "file:c.mp4", "-d.mp4"])
+def test_names_that_look_like_protocols(name, backend, tmp_path, monkeypatch):
+    write_clip(tmp_path / "a.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with open_video(name, backend) as video:
+        assert numbers(video.read(SOME)) == SOME
+
+
 def test_frame_rates(tmp_path):
     """Of the file, unless it says something else than its time stamps."""
     rates = {}

@@ -75,7 +75,7 @@ def videos_of(cfg: CfgNode, split: str, classes: Sequence[str] = ()) -> VideoLis
         data_root(cfg),
         split,
         num_classes=cfg.MODEL.NUM_CLASSES if task in ("finetune", "probe") else 0,
-        separator=cfg.DATA.PATH_LABEL_SEPARATOR,
+        separator=cfg.DATA.PATH_LABEL_SEPARATOR.replace("\\t", "\t"),  # a shell passes the two characters on
         prefix=require_local(cfg.DATA.PATH_PREFIX, "DATA.PATH_PREFIX", "the place of the videos"),
         classes=classes,
         needs_labels=task != "pretrain",

@@ -7,6 +7,7 @@ recognised by its time stamp, so that neither reordering nor an imprecise seek c
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -51,7 +52,7 @@ class AvVideo:
 
     def _open(self) -> None:
         with readable(self.path, "this is no video, or a damaged one"):
-            self._container = av.open(self.path, metadata_errors="replace")
+            self._container = av.open(as_file(self.path), metadata_errors="replace")
         videos = [s for s in self._container.streams.video if not s.disposition & s.disposition.attached_pic]
         if not videos:
             self.close()
@@ -226,6 +227,11 @@ class _Canvas:
         if turns:
             pixels = torch.rot90(pixels, turns, (1, 2)).contiguous()
         return pixels.permute(0, 3, 1, 2)
+
+
+def as_file(path: str) -> str:
+    """The path as FFmpeg takes it for one: what stands before a colon would be a protocol where no folder does."""
+    return path if os.path.isabs(path) else os.path.join(os.curdir, path)
 
 
 def reduced_size(height: int, width: int, short_side: int) -> tuple[int, int]:

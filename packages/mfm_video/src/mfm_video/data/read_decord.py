@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mfm_core.errors import UserError
-from mfm_video.data.read_av import AvVideo, reduced_size
+from mfm_video.data.read_av import AvVideo, as_file, reduced_size
 
 CODECS = ("h264", "vp8", "vp9")
 CONTAINERS = ("mov", "mp4", "matroska", "webm")
@@ -54,7 +54,7 @@ class DecordVideo:
         height, width = reduced_size(*native, short_side)
         size = {} if (height, width) == native else {"height": height, "width": width}
         try:
-            reader = self._decord.VideoReader(self.path, num_threads=1, **size)
+            reader = self._decord.VideoReader(as_file(self.path), num_threads=1, **size)
             if len(reader) != self.frames:
                 return None
             pixels = reader.get_batch(list(indices)).asnumpy()
