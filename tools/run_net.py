@@ -17,12 +17,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from fvcore.common.config import CfgNode
+from mfm_core.parallel import signals
 
-from mfm_core.config import load_config, modality_of, plan_run
-from mfm_core.errors import UserError
-from mfm_core.parallel import slurm
-from mfm_core.parallel.launch import launch, local_processes
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d's traces, before the one line that says what is wrong
+if __name__ == "__main__" and not {"doctor", "--dry-run", "--slurm"} & set(sys.argv):
+    signals.leave_until_listening()  # before what takes seconds to load
+
+from fvcore.common.config import CfgNode  # noqa: E402
+
+from mfm_core.config import load_config, modality_of, plan_run  # noqa: E402
+from mfm_core.errors import UserError  # noqa: E402
+from mfm_core.parallel import slurm  # noqa: E402
+from mfm_core.parallel.launch import launch, local_processes  # noqa: E402
 
 PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
 

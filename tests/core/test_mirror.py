@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 from store import registered
 
 from mfm_core.errors import UserError
-from mfm_core.mirror import LIST, Mirror, checked
+from mfm_core.mirror import BEFORE, LISTS, Mirror, checked
 
 ADDRESS = "store://runs/one"
 CHECKPOINT = "checkpoints/checkpoint_epoch_00001.pyth"
@@ -42,7 +41,14 @@ def write(mirror: Mirror, **files: str) -> None:
 
 
 def listed(store) -> dict[str, int]:
-    return json.loads(store.place(f"{ADDRESS}/{LIST}").read_text())["files"]
+    places = [place for name in LISTS if (place := store.place(f"{ADDRESS}/{name}")).is_file()]
+    return max((json.loads(place.read_text()) for place in places), key=lambda found: found["number"])["files"]
+
+
+def ended(address: str) -> str:
+    """The name, "list" for either list."""
+    name = address.removeprefix(f"{ADDRESS}/")
+    return "list" if name in LISTS else name
 
 
 def test_another_machine_gets_all_that_was_copied(store, elsewhere):
@@ -50,8 +56,7 @@ def test_another_machine_gets_all_that_was_copied(store, elsewhere):
     write(mirror, **{".checkpoint_epoch_00002.pyth.tmp": "half"})
     mirror.push()
     assert listed(store) == {CHECKPOINT: 7, "log.jsonl": 5}
-    order = [f"{ADDRESS}/{name}" for name in (CHECKPOINT, "log.jsonl", LIST)]
-    assert store.written == order, "weights first, list last"
+    assert list(map(ended, store.written)) == [CHECKPOINT, "log.jsonl", "list"], "weights first, list last"
     elsewhere()
     other = filled()
     assert other.folder != mirror.folder
@@ -66,7 +71,7 @@ def test_only_what_changed_is_copied_and_what_is_gone_is_removed(store):
     (mirror.folder / CHECKPOINT).rename(mirror.folder / "checkpoints" / "checkpoint_epoch_00002.pyth")
     mirror.push()
     new = CHECKPOINT.replace("1.", "2.")
-    assert store.written == [f"{ADDRESS}/{name}" for name in (new, "log.jsonl", LIST)]
+    assert list(map(ended, store.written)) == [new, "log.jsonl", "list"]
     assert listed(store).keys() == {new, "log.jsonl"} and not store.place(f"{ADDRESS}/{CHECKPOINT}").exists()
 
 
@@ -75,9 +80,9 @@ def test_the_machine_that_copied_last_fetches_nothing(store):
     write(Mirror(ADDRESS), log="written after the last copy")
     store.written.clear()
     again = filled()
-    assert (again.folder / "log.jsonl").exists() and store.read == [f"{ADDRESS}/{LIST}"]
+    assert (again.folder / "log.jsonl").exists() and set(map(ended, store.read)) == {"list"}
     again.push()
-    assert store.written == [f"{ADDRESS}/{name}" for name in ("log.jsonl", LIST)]
+    assert list(map(ended, store.written)) == ["log.jsonl", "list"]
 
 
 def test_what_another_machine_wrote_since_counts(store, elsewhere, tmp_path, monkeypatch):
@@ -90,9 +95,10 @@ def test_what_another_machine_wrote_since_counts(store, elsewhere, tmp_path, mon
     write(first, stale="of nobody's interest")
     back = filled()
     assert (back.folder / "log.jsonl").read_text() == "longer lines" and not (back.folder / "stale").exists()
+    assert (back.folder.with_name(back.folder.name + BEFORE) / "stale").exists(), "what only lies here is not lost"
 
 
-@pytest.mark.parametrize("cut", [CHECKPOINT, "log.jsonl", LIST])
+@pytest.mark.parametrize("cut", [CHECKPOINT, "log.jsonl", "list"])
 def test_a_copy_that_was_cut_off(cut, store, elsewhere, monkeypatch):
     """A later copy that ended at any file leaves the earlier checkpoint to whoever fetches."""
     mirror = filled(checkpoint="weights", log="lines")
@@ -101,7 +107,7 @@ def test_a_copy_that_was_cut_off(cut, store, elsewhere, monkeypatch):
     write_out = mirror._write
 
     def dies(name, path):
-        if name == cut:
+        if ended(f"{ADDRESS}/{name}") == cut:
             raise KeyboardInterrupt
         write_out(name, path)
 
@@ -118,10 +124,48 @@ def test_a_copy_that_was_cut_off(cut, store, elsewhere, monkeypatch):
     assert (found.folder / "log.jsonl").exists()
 
 
+@pytest.mark.parametrize("arrives", [False, True])
+def test_the_machine_whose_list_was_cut_off_keeps_what_it_has(arrives, store, monkeypatch):
+    """Whether the new list got to the address before the end, or did not."""
+    mirror = filled(checkpoint="weights")
+    mirror.push()
+    newer = CHECKPOINT.replace("1.", "2.")
+    write(mirror, **{newer: "newer"})
+    write_out = mirror._write
+
+    def dies(name, path):
+        if name in LISTS:
+            if arrives:
+                write_out(name, path)
+            raise ConnectionError("no more room")
+        write_out(name, path)
+
+    monkeypatch.setattr(mirror, "_write", dies)
+    with pytest.raises(UserError, match="what the run has lies in"):
+        mirror.push()
+    store.written.clear()
+    again = filled()
+    assert (again.folder / newer).read_text() == "newer"
+    again.push()
+    assert list(map(ended, store.written)) == ["list"] and newer in listed(store)
+
+
+def test_a_torn_list_leaves_the_one_before(store, elsewhere):
+    mirror = filled(checkpoint="weights")
+    for text in ("one", "two", "three"):
+        write(mirror, log=text)
+        mirror.push()
+        newest = store.place(store.written[-1])
+    newest.write_text(newest.read_text()[:30])
+    elsewhere()
+    assert (filled().folder / CHECKPOINT).read_text() == "weights"
+
+
 def test_a_folder_whose_address_was_emptied_starts_afresh(store):
     mirror = filled(checkpoint="weights")
     mirror.push()
-    os.remove(store.place(f"{ADDRESS}/{LIST}"))
+    for name in LISTS:
+        store.place(f"{ADDRESS}/{name}").unlink(missing_ok=True)
     assert not (filled().folder / CHECKPOINT).exists()
 
 
@@ -129,8 +173,9 @@ def test_a_folder_whose_address_was_emptied_starts_afresh(store):
 def test_lists_of_strangers_stay_inside(name, store):
     with pytest.raises(UserError, match="outside"):
         checked(name)
-    store.place(f"{ADDRESS}/{LIST}").parent.mkdir(parents=True)
-    store.place(f"{ADDRESS}/{LIST}").write_text(json.dumps({"written": "x", "files": {name: 1}}))
+    place = store.place(f"{ADDRESS}/{LISTS[0]}")
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"number": 2, "mark": "x", "files": {name: 1}}))
     with pytest.raises(UserError, match="outside"):
         Mirror(ADDRESS).fetch()
 
@@ -145,5 +190,5 @@ def test_what_cannot_be_written_or_read(store, monkeypatch, site):
     assert CHECKPOINT in listed(store)
     with pytest.raises(UserError, match="no handler for manifold://"):
         Mirror("manifold://runs/one")
-    with pytest.raises(UserError, match="OUTPUT_DIR: http.* cannot be read"):
+    with pytest.raises(UserError, match="OUTPUT_DIR: nothing can be written to http"):
         Mirror(f"{site.address}/run").fetch()

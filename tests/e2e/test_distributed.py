@@ -78,7 +78,8 @@ def test_two_machines_equal_one(photo_folder, tmp_path):
     assert_same(last_state(tmp_path / "one"), last_state(tmp_path / "two"), atol=1e-5)
 
 
-def test_another_number_of_machines_keeps_the_batch(photo_folder, tmp_path):
+@pytest.mark.parametrize("shares", [(1, 1), (2, 1)], ids=["even", "uneven"])
+def test_another_number_of_machines_keeps_the_batch(shares, photo_folder, tmp_path):
     """Begun by two machines, as torchrun counts them, and gone on with by one: 6 files for each stay 12 a step."""
     overrides = [*TWENTY_STEPS[:2], *CASES["pretrain"], *QUIET]
     assert main(tiny_config("pretrain", photo_folder, tmp_path / "one", *overrides, "TRAIN.BATCH_SIZE", "12")) == 0
@@ -88,11 +89,13 @@ def test_another_number_of_machines_keeps_the_batch(photo_folder, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    alone = {**ON_LOOPBACK, **address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    machines = [
-        subprocess.Popen([*map(str, command)], env={**alone, "RANK": rank}, stdout=subprocess.DEVNULL) for rank in "01"
+    world = {**ON_LOOPBACK, **address, "WORLD_SIZE": str(sum(shares)), "GROUP_WORLD_SIZE": "2"}
+    local = [{"LOCAL_RANK": str(i), "LOCAL_WORLD_SIZE": str(share)} for share in shares for i in range(share)]
+    processes = [
+        subprocess.Popen([*map(str, command)], env={**world, **own, "RANK": str(rank)}, stdout=subprocess.DEVNULL)
+        for rank, own in enumerate(local)
     ]
-    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert {process.wait(timeout=300) for process in processes} == {0}
     assert main(tiny_config("pretrain", photo_folder, tmp_path / "two", *overrides, "TRAIN.BATCH_SIZE", "6")) == 0
     one, other = last_state(tmp_path / "one"), last_state(tmp_path / "two")
     assert one["step"] == other["step"] == 20

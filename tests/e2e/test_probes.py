@@ -14,6 +14,7 @@ from tiny_runs import TINY, assert_same, last_state, tiny_config
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import load_config
+from mfm_core.heads.probe import FeatureNorm
 from mfm_core.interfaces import SampleKey
 from mfm_core.parallel.launch import launch
 from mfm_core.probe.knn import knn_accuracy
@@ -67,6 +68,16 @@ class TestProbe:
             for name in ("weight", "bias"):
                 difference = together[f"head.probes.{i}.{name}"] - alone[f"head.probes.0.{name}"]
                 assert difference.abs().max() < 1e-6, (lr, name)
+
+    def test_a_single_input_has_no_statistics(self, pretrained, photo_folder, tmp_path, error_of):
+        """Uneven batches may leave one to a micro-batch: refused, and of itself it spoils nothing."""
+        uneven = ["DATA_LOADER.DROP_LAST", "False", "TRAIN.BATCH_SIZE", "20", "TRAIN.ACCUM_STEPS", "10"]
+        assert "PROBE.BATCH_NORM needs two" in error_of(self.config(pretrained, photo_folder, tmp_path, *uneven))
+        norm = FeatureNorm(3, 1e-6).train()
+        norm(torch.ones(1, 3))
+        assert torch.equal(norm.running_mean, torch.zeros(3)) and torch.equal(norm.running_var, torch.ones(3))
+        norm(torch.arange(6.0).view(2, 3))
+        assert norm.running_var.isfinite().all() and norm.running_mean.any()
 
     @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
     def test_stopped_and_resumed(self, optimizer, pretrained, photo_folder, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_runs import QUIET, assert_same, last_state, tiny_config
+from tiny_runs import QUIET, assert_same, last_state, log_of, tiny_config
 
 from mfm_core.checkpoint.resume import list_checkpoints, machines_of, newest_checkpoint
 from mfm_image.entry import main
@@ -55,13 +55,20 @@ def test_corrupt_newest_checkpoint_falls_back(photo_folder, tmp_path, capsys):
     assert_same(last_state(output), expected)
 
 
-@pytest.mark.parametrize(("key", "value"), [("TRAIN.BATCH_SIZE", "4"), ("DATA_LOADER.DROP_LAST", "False")])
-def test_resuming_another_run_is_refused(key, value, photo_folder, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("TRAIN.BATCH_SIZE", "4", "TRAIN.BATCH_SIZE"),
+        ("DATA_LOADER.DROP_LAST", "False", "DATA_LOADER.DROP_LAST"),
+        ("SOLVER.OPTIMIZING_METHOD", "sgd", "another optimizer (AdamW there, SGD here)"),
+    ],
+)
+def test_resuming_another_run_is_refused(key, value, said, photo_folder, tmp_path, capsys):
     output = tmp_path / "run"
-    assert main(tiny_config("pretrain", photo_folder, output)) == 0
-    assert main(tiny_config("pretrain", photo_folder, output, key, value)) == 2
+    assert main(tiny_config("pretrain", photo_folder, output, *QUIET)) == 0
+    assert main(tiny_config("pretrain", photo_folder, output, *QUIET, key, value)) == 2
     error = capsys.readouterr().err
-    assert key in error and "OUTPUT_DIR" in error and error.count("\n") == 1
+    assert said in error and "OUTPUT_DIR" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -80,9 +87,23 @@ def test_what_begins_anew_is_continued_and_not_what_was_there(seed, photo_folder
     assert "(step 2 of 6)" in capsys.readouterr().out
     assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *new)) == 0
     assert_same(last_state(output), last_state(tmp_path / "whole"))
+    assert [line["step"] for line in log_of(output, "step")] == [
+        line["step"] for line in log_of(tmp_path / "whole", "step")
+    ]
     assert main(tiny_config("pretrain", photo_folder, output, *first)) == 0
     names = {path.name for path in (output / "checkpoints" / "before_2").iterdir()}
     assert names == {"checkpoint_step_00000002.pyth", "checkpoint_epoch_00002.pyth"}
+
+
+def test_torchrun_starts_again_what_was_to_begin_anew(photo_folder, tmp_path, monkeypatch):
+    """Its restarts continue; and where one process is left, it trains by itself, whatever the strategy was."""
+    keys = [*QUIET, "TRAIN.AUTO_RESUME", "False"]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *keys, "TRAIN.STOP_STEP", 2)) == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *keys, "DIST.STRATEGY", "ddp")) == 0
+    assert [line["step"] for line in log_of(tmp_path, "step")] == list(range(1, 7))
+    assert not list(tmp_path.glob("checkpoints/before_*")) and "continuing from" in (tmp_path / "log.txt").read_text()
 
 
 def test_going_back_to_an_earlier_checkpoint_of_the_folder(photo_folder, tmp_path):

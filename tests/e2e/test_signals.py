@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from paths import CONFIGS, REPOSITORY
+from paths import CONFIGS, REPOSITORY, TOOLS
 from tiny_runs import QUIET, TINY, assert_same, last_state, log_of, tiny_config
 
 from mfm_core.engine import evaluate
@@ -76,6 +76,28 @@ def test_two_processes_of_which_one_is_told(photo_folder, tmp_path):
     assert [line["status"] for line in log_of(tmp_path / "run", "end")] == ["stopped"]
     assert last_state(tmp_path / "run")["step"] == 4, "told in the third step; said in it, heard in the next"
     assert f"exitcode  : {EXIT_AGAIN}" in out, out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_before_training_begins(processes, photo_folder, tmp_path):
+    """While it loads, starts its processes or lists files: nothing is there to be saved, and all is to be done."""
+    keys = ["NUM_GPUS", processes, "DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
+    command = [sys.executable, TOOLS / "run_net.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY, *keys]
+    for moment in (0.0, 1.0):
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+            while not _catches(run.pid, signal.SIGUSR1):
+                time.sleep(0.01)
+            time.sleep(moment)
+            run.send_signal(signal.SIGUSR1)
+            assert run.wait(300) == EXIT_AGAIN, run.stderr.read()
+
+
+def _catches(process: int, number: int) -> bool:
+    """Whether the process has a handler for a signal; true where it has ended."""
+    status = Path(f"/proc/{process}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt")), -1)
+    return bool(caught >> (number - 1) & 1)
 
 
 def _paused_process(file: Path, run: subprocess.Popen) -> int:

@@ -2,7 +2,8 @@
 
 What is new or changed is copied through iopath's handler of such addresses after every checkpoint, with every report
 and at the end. Last comes a list of all files; what the list no longer has is removed only then. Whoever starts the run
-again, on any machine, fetches what is listed: killed at any moment, a run loses what came after the last list.
+again, on any machine, fetches what is listed: killed at any moment, a run loses what came after the last list. Lists
+are written in turns, under two names: one that is torn leaves the one before it.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from iopath.common.file_io import PathManager, get_cache_dir
 
 from mfm_core.errors import UserError
 from mfm_core.paths import manager_of
 
-LIST = "files.json"
-"""At the address: who wrote it last, and the size of every file."""
+LISTS = ("files_even.json", "files_odd.json")
+"""At the address, the newer one counts: its number, its writer's mark, and the size of every file."""
 OWN = ".files.json"
-"""In the folder: the same writer's mark, and what every file was when it was copied."""
+"""In the folder: the mark of the list that was written last and of one that may have been, and what every file was when
+it was copied."""
+BEFORE = ".before"
+"""Ends the name of a folder that was not what is at the address."""
 CHECKPOINTS = "checkpoints"
 Stamp = list[int]
 """Size in bytes and time of change in nanoseconds."""
@@ -41,25 +47,30 @@ class Mirror:
         name = PurePosixPath(self.address).name or "run"
         self.folder = Path(get_cache_dir()) / "runs" / digest / name
         self._copied: dict[str, Stamp] = {}
+        self._number, self._mark = 0, ""
+        """Of the newest list."""
 
     def fetch(self) -> None:
         """Makes the folder what is at the address; it stays as it is where it was the last to be copied there.
 
-        A checkpoint that is not as large as the list says was torn by the end of a copy, and is left out. Raises
-        UserError where the address cannot be read.
+        A checkpoint that is not as large as the list says was torn by the end of a copy, and is left out. What was in
+        the folder is moved beside it. Raises UserError where the address cannot be read.
         """
         try:
-            listed = self._read_list()
-            own = self._read_own()
-            if listed and own.get("written") == listed["written"]:
+            listed, own = self._read_list(), self._read_own()
+            self._number, self._mark = listed["number"], listed["mark"]
+            if self._mark and self._mark in own["marks"]:
                 self._copied = own["files"]
                 return
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            for name, size in (listed or {"files": {}})["files"].items():
+            self._move_aside()
+            for name, size in listed["files"].items():
                 self._fetch(checked(name), size)
         except UserError:
             raise
+        except NotImplementedError:
+            raise UserError(
+                f"OUTPUT_DIR: nothing can be written to {self.address}; take another kind of address."
+            ) from None
         except Exception as error:  # each handler has errors of its own
             raise UserError(f"OUTPUT_DIR: {self.address} cannot be read ({_line(error)}).") from None
         self._copied = self._present()
@@ -72,7 +83,7 @@ class Mirror:
                 if self._copied.get(name) != stamp:
                     self._write(name, self.folder / name)
                     self._copied[name] = stamp
-            self._write_list(present)
+            self._write_list({name: size for name, (size, _) in present.items()})
         except Exception as error:
             why = f"OUTPUT_DIR: {self.address} cannot be written ({_line(error)})"
             raise UserError(f"{why}; what the run has lies in {self.folder}.") from None
@@ -86,28 +97,46 @@ class Mirror:
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder)
-            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            with suppress(FileNotFoundError):  # a save in the background removes old checkpoints
                 status = path.stat()
-                found[name.as_posix()] = [status.st_size, status.st_mtime_ns]
+                if stat.S_ISREG(status.st_mode) and not any(part.startswith(".") for part in name.parts):
+                    found[name.as_posix()] = [status.st_size, status.st_mtime_ns]
         return found
 
-    def _read_list(self) -> dict | None:
-        path = f"{self.address}/{LIST}"
-        if not self._manager.exists(path):
-            return None
-        with self._manager.open(path, "rb") as file:
-            return json.loads(file.read())
+    def _read_list(self) -> dict[str, Any]:
+        """The newest list that is whole; an empty one where there is none."""
+        newest = {"number": 0, "mark": "", "files": {}}
+        for name in LISTS:
+            if self._manager.exists(f"{self.address}/{name}"):
+                with self._manager.open(f"{self.address}/{name}", "rb") as file, suppress(ValueError):
+                    newest = max(newest, json.loads(file.read()), key=lambda listed: listed["number"])
+        return newest
 
-    def _read_own(self) -> dict:
+    def _read_own(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
             return json.loads((self.folder / OWN).read_text())
-        return {}
+        return {"marks": [], "files": {}}
 
-    def _write_list(self, present: dict[str, Stamp]) -> None:
-        written, own = uuid.uuid4().hex, self.folder / OWN
-        own.write_text(json.dumps({"written": written, "files": {name: size for name, (size, _) in present.items()}}))
-        self._write(LIST, own)
-        own.write_text(json.dumps({"written": written, "files": present}))
+    def _write_list(self, sizes: dict[str, int]) -> None:
+        number, mark, text = self._number + 1, uuid.uuid4().hex, self.folder / f".{LISTS[0]}"
+        text.write_text(json.dumps({"number": number, "mark": mark, "files": sizes}))
+        self._write_own(self._mark, mark)
+        self._write(LISTS[number % 2], text)
+        self._write_own(mark)
+        self._number, self._mark = number, mark
+
+    def _write_own(self, *marks: str) -> None:
+        text = self.folder / f"{OWN}.tmp"
+        text.write_text(json.dumps({"marks": marks, "files": self._copied}))
+        text.replace(self.folder / OWN)
+
+    def _move_aside(self) -> None:
+        """What only lies here is not lost."""
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            before = self.folder.with_name(self.folder.name + BEFORE)
+            shutil.rmtree(before, ignore_errors=True)
+            self.folder.replace(before)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _fetch(self, name: str, size: int) -> None:
         path = self.folder / name
@@ -129,7 +158,7 @@ def checked(name: str) -> str:
     """The name of a listed file, which must lie inside the folder; raises UserError for one that would not."""
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
-        raise UserError(f"OUTPUT_DIR: {LIST} there lists '{name}', which lies outside of it.")
+        raise UserError(f"OUTPUT_DIR: the list there has '{name}', which lies outside of it.")
     return name
 
 

@@ -185,6 +185,9 @@ def restore(
         there = content["identity"].get(what, UNSAID.get(what))
         if there != here:
             raise UserError(f"{path} is of another run ({what}: {there} there, {here} here); {remedy}.")
+    here, there = type(state.optimizer).__name__, content.get("optimizer")
+    if there not in (here, None):
+        raise UserError(f"{path} is of another optimizer ({there} there, {here} here); {remedy}.")
     try:
         if "files" in content:
             load_parts(state, Path(path), content["optimizer_groups"])

@@ -113,7 +113,7 @@ class FolderSaver(Saver):
 
     def __init__(self, folder: Path, plan: RunPlan, cfg: CfgNode, world: World, background: bool) -> None:
         super().__init__(folder, plan, cfg, world, background)
-        self.group = agreement(world)
+        self.group = agreement(world, cfg.DIST.TIMEOUT)
 
     def _prepare(self, state: TrainState, path: Path) -> Callable[[], None]:
         refused = self.world.from_main(self._make_room(path) if self.world.is_main else None)

@@ -56,6 +56,7 @@ def facts(state: TrainState, plan: RunPlan, cfg: CfgNode) -> dict[str, Any]:
         "step": state.step,
         "machines": plan.machines,
         "identity": identity(plan, cfg.RNG_SEED),
+        "optimizer": type(state.optimizer).__name__,
         "scaler_state": state.scaler.state_dict(),
         "guard_state": state.guard.state_dict(),
         "meters": state.meters,

@@ -14,6 +14,7 @@ from mfm_core.config.plan import (
     modality_of,
     target_of,
     task_of,
+    trains,
 )
 from mfm_core.config.rule import Rule
 
@@ -215,7 +216,16 @@ MODEL_RULES: tuple[Rule, ...] = (
         "acts with MVIT.USE_FIXED_SINCOS_POS and in masked autoencoders of images only",
         ("MVIT.SINCOS_FIRST",),
     ),
-    (lambda c: arch_of(c) != "resnet", "has no effect: the model has no BatchNorm", ("BN.USE_PRECISE_STATS",)),
+    (
+        lambda c: arch_of(c) != "resnet",
+        "has no effect: the model has no BatchNorm",
+        ("BN.USE_PRECISE_STATS", "BN.NORM_TYPE"),
+    ),
+    (
+        lambda c: arch_of(c) == "resnet" and (task_of(c) == "probe" or not trains(c)),
+        "acts in training of the whole model only",
+        ("BN.NORM_TYPE",),
+    ),
     (
         lambda c: arch_of(c) == "resnet",
         "has no effect: evaluation takes BatchNorm's running statistics",

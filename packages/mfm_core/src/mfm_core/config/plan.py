@@ -236,6 +236,12 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
             f"more, too few for {world_size} processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; lower these, "
             "or set it True."
         )
+    together = cut.smallest // pieces * world_size * views_of(cfg)
+    if trains(cfg) and task_of(cfg) == "probe" and cfg.PROBE.BATCH_NORM and together < 2:
+        raise UserError(
+            "PROBE.BATCH_NORM needs two inputs or more in a micro-batch; lower TRAIN.ACCUM_STEPS or raise "
+            "TRAIN.BATCH_SIZE."
+        )
     if trains(cfg) and cut.smallest // pieces * views_of(cfg) < 2 and _norms_one_cell(cfg):
         raise UserError(
             f"A ResNet's last feature map is one cell for DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}, and its "

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple] = {
     "MIXUP.LABEL_SMOOTH_OVER": ("all", "others"),
     "MODEL.LOSS_FUNC": ("multi_mse", "cross_entropy", "soft_cross_entropy", "bce"),
     "MVIT.MODE": ("conv", "avg", "max"),
+    "BN.NORM_TYPE": ("batchnorm", "sync_batchnorm"),
     "MVIT.SIZE": ("", "Ti", "S", "B", "L", "H"),
     "MASK.HEAD_TYPE": ("separate", "separate_xformer"),
     "MASK.METHOD": ("", "maskfeat", "mae", "mff", "mfm"),

@@ -7,6 +7,8 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import torch
@@ -41,9 +43,10 @@ from mfm_core.mirror import Mirror
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel import signals, stop
+from mfm_core.parallel.batch_norm import synchronise_norms
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
-from mfm_core.parallel.world import World, join_world, leave_world, loss_of_peer
+from mfm_core.parallel.world import World, is_restart, join_world, leave_world, loss_of_peer
 from mfm_core.paths import is_remote
 
 logger = logging.getLogger(__name__)
@@ -76,6 +79,8 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
     """
     try:
         world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
+        if not cfg.TRAIN.AUTO_RESUME and is_restart(world):  # "begin anew" was for the first start
+            cfg = changed(cfg, "TRAIN.AUTO_RESUME", True)
         mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
         return _run(working_in(mirror.folder, cfg) if mirror else cfg, build_task, world, mirror)
     except UserError as error:
@@ -110,9 +115,15 @@ def _fetched(cfg: CfgNode, world: World) -> Mirror:
 
 def working_in(folder: Path, cfg: CfgNode) -> CfgNode:
     """The configuration of a run that writes to `folder`."""
+    return changed(cfg, "OUTPUT_DIR", str(folder))
+
+
+def changed(cfg: CfgNode, key: str, value: object) -> CfgNode:
+    """A copy with another value of one key."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR = str(folder)
+    *sections, name = key.split(".")
+    reduce(getitem, sections, cfg)[name] = value
     cfg.freeze()
     return cfg
 
@@ -173,6 +184,8 @@ def build_trainer(setup: Setup) -> Trainer:
     cfg, task, plan, world, folder = setup.cfg, setup.task, setup.plan, setup.world, setup.folder
     strategy = build_strategy(cfg.DIST, world, setup.precision)
     model = task.model.to(world.device)
+    if cfg.BN.NORM_TYPE == "sync_batchnorm":
+        synchronise_norms(model, world)
     summary = _summary(setup)
     average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None
     for sharded in (model, average.module) if average is not None else (model,):
@@ -193,6 +206,9 @@ def build_trainer(setup: Setup) -> Trainer:
     if plan.left_out:
         why = "AUG.REPEATED_SAMPLER" if plan.repetitions > 1 else "DATA_LOADER.DROP_LAST False takes all"
         notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time ({why})")
+    if len(plans := set(world.gather((plan.files, plan.batch_size, plan.machines)))) > 1:
+        found = " and ".join(f"{files} files in batches of {batch}" for files, batch, _ in sorted(plans))
+        raise UserError(f"The processes do not train the same: {found}. They need the same data and configuration.")
     steps = set(world.gather(state.step))
     if len(steps) > 1:
         raise UserError(
@@ -200,7 +216,9 @@ def build_trainer(setup: Setup) -> Trainer:
             "one folder that all machines share."
         )
     notes += _set_aside(cfg, state, folder / "checkpoints")
-    log = RunLog(folder if world.is_main else None, state.step, cfg.TRAIN.AUTO_RESUME, setup.mirror)
+    # What a run that begins anew finds is another's, its numbers before training too.
+    done = state.step if state.step or cfg.TRAIN.AUTO_RESUME else -1
+    log = RunLog(folder if world.is_main else None, done, rewind=True, mirror=setup.mirror)
     _log_start(setup, log, notes, summary)
     sampler = TrainSampler(plan.cut, world.rank, world.size, cfg.RNG_SEED, repetitions=plan.repetitions)
     pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"

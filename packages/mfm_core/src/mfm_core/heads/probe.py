@@ -19,7 +19,8 @@ class FeatureNorm(nn.BatchNorm1d):
     """BatchNorm1d without affine for frozen features, which need no gradient.
 
     The statistics are those of the batches of all processes together, so that their number does not matter; a batch
-    that is not finite leaves the running ones alone (its step does not reach the weights either).
+    that is not finite leaves the running ones alone (its step does not reach the weights either), and so does a single
+    input.
     """
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -36,7 +37,7 @@ class FeatureNorm(nn.BatchNorm1d):
         count = self.sum_over_processes(torch.full((), float(len(x)), device=x.device))
         mean = self.sum_over_processes(x.sum(dim=0)) / count
         var = self.sum_over_processes((x - mean).square().sum(dim=0)) / count
-        finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+        finite = torch.isfinite(mean).all() & torch.isfinite(var).all() & (count > 1)
         for running, new in ((self.running_mean, mean), (self.running_var, var * count / (count - 1))):
             running.copy_(torch.where(finite, running.lerp(new, self.momentum), running))
         self.num_batches_tracked += finite

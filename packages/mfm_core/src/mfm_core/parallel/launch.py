@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -48,16 +49,11 @@ def launch(
     if "RANK" in os.environ or processes * num_shards == 1:
         return function(*args)
     host, port = _address(init_method, num_shards)
-    context = mp.start_processes(
-        _worker,
-        (function, args, processes, num_shards, shard_id, host, port),
-        nprocs=processes,
-        join=False,
-        start_method="spawn",
-    )
+    told: list[int] = []
 
-    def forward(signum: int, frame: object) -> None:
-        for process in context.processes:
+    def forward(signum: int, frame: object = None) -> None:
+        told.append(signum)
+        for process in multiprocessing.active_children():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signum)
 
@@ -66,6 +62,15 @@ def launch(
     # each process saves its run; this one waits for them
     previous = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
+        context = mp.start_processes(
+            _worker,
+            (function, args, processes, num_shards, shard_id, host, port),
+            nprocs=processes,
+            join=False,
+            start_method="spawn",
+        )
+        if told:  # while they were being started
+            forward(told[-1])
         while not context.join():
             pass
     except KeyboardInterrupt:  # the terminal has told the processes, too
@@ -74,6 +79,8 @@ def launch(
             process.kill()
         return 130
     except mp.ProcessExitedException as error:
+        if told and -error.exit_code in SIGNALS:  # it did not yet listen: none had begun to train
+            return EXIT_AGAIN
         if error.exit_code in (1, 2, EXIT_AGAIN):
             return error.exit_code
         raise UserError(

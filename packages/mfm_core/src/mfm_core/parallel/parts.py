@@ -10,6 +10,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,9 @@ def is_piece(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def agreement(world: World) -> dist.ProcessGroup | None:
-    """A way to agree beside that of training, for another thread; None for a single process. All call."""
-    return dist.new_group(backend="gloo") if world.size > 1 else None
+def agreement(world: World, timeout_s: float) -> dist.ProcessGroup | None:
+    """A way to agree beside that of training, for another thread; None for a single process. All call.
+
+    timeout_s: how long it waits for a process.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if world.size > 1 else None

@@ -7,6 +7,7 @@ handler sets a flag and no more, for it may run in the middle of a step, or of a
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,16 @@ def listening() -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         _asked = False
+
+
+def leave_until_listening() -> None:
+    """From here on `SIGNALS` end the process with EXIT_AGAIN: there is nothing to save yet, and all is to be done."""
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+
+
+def _leave(signum: int, frame: object) -> None:
+    sys.exit(EXIT_AGAIN)
 
 
 def _ask(signum: int, frame: object) -> None:

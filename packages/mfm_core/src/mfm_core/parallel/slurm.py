@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfm_core.errors import UserError
-from mfm_core.parallel.signals import EXIT_AGAIN, SIGNALS
+from mfm_core.parallel.signals import EXIT_AGAIN, leave_until_listening
 from mfm_core.paths import require_local
 
 if TYPE_CHECKING:  # a job's process is to hear signals before it loads what takes long
@@ -268,8 +268,7 @@ class Task:
         import submitit
         from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-        for number in SIGNALS:  # submitit's own handlers go; until the run listens, there is nothing to save
-            signal.signal(number, _leave)
+        leave_until_listening()  # submitit's own handlers go
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # comes before each SIGTERM, and means nothing
         job = submitit.JobEnvironment()
         os.environ.update(rank_variables(job))
@@ -285,10 +284,6 @@ class Task:
             Path(self.folder, f"again_{job.raw_job_id}").touch()
         if code and code != EXIT_AGAIN:  # a code other than 0 makes srun end the other ranks
             sys.exit(code)
-
-
-def _leave(signum: int, frame: object) -> None:
-    sys.exit(EXIT_AGAIN)
 
 
 def rank_variables(job: Any) -> dict[str, str]:

@@ -9,7 +9,7 @@ from mfm_core.parallel.ddp import DDP
 from mfm_core.parallel.fsdp2 import FSDP2
 from mfm_core.parallel.sharded_ddp import ShardedDDP
 from mfm_core.parallel.strategy import Single, Strategy
-from mfm_core.parallel.world import World
+from mfm_core.parallel.world import World, is_elastic
 from mfm_core.registry import Registry
 
 STRATEGIES = Registry("strategy", key="DIST.STRATEGY")
@@ -20,11 +20,13 @@ for _strategy in (Single, DDP, ShardedDDP, FSDP2):
 def build_strategy(dist: CfgNode, world: World, precision: str) -> Strategy:
     """The strategy of the DIST section.
 
-    Raises UserError where it does not fit the number of processes.
+    One process that torchrun has left takes single. Raises UserError where it does not fit the number of processes.
     """
     name = strategy_name(dist, world.size)
     if name != "single" and world.size == 1:
-        raise UserError(f"DIST.STRATEGY {name} shares a model among processes, and there is one; take auto.")
+        if not is_elastic():
+            raise UserError(f"DIST.STRATEGY {name} shares a model among processes, and there is one; take auto.")
+        name = "single"
     return STRATEGIES.get(name).from_cfg(dist, world, precision)
 
 

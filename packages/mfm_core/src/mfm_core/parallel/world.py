@@ -124,8 +124,17 @@ def join_world(device_choice: str, timeout_s: float) -> World:
             f"Process {os.environ.get('RANK')} did not find all {size} processes at {where} within DIST.TIMEOUT "
             f"{timeout_s:g} s ({_line(error)})."
         ) from None
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
-    return World(dist.get_rank(), size, local_rank, max(1, size // local_size), device)
+    return World(dist.get_rank(), size, local_rank, _machines(size), device)
+
+
+def is_elastic() -> bool:
+    """Whether torchrun started this process: it may start others again, and fewer or more of them."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_restart(world: World) -> bool:
+    """Whether torchrun has started the run again, on any machine. All processes call."""
+    return any(world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
 
 
 def loss_of_peer(error: Exception, world: World, timeout_s: float) -> str | None:
@@ -148,6 +157,12 @@ def leave_world() -> None:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
+
+
+def _machines(size: int) -> int:
+    """torchrun counts them; they need not have the same number of processes. Else they have."""
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    return int(os.environ.get("GROUP_WORLD_SIZE", max(1, size // local_size)))
 
 
 def _one_machine() -> bool:

@@ -80,7 +80,9 @@ RESNET.DEPTH = 50
 # ours: the last BatchNorm of each block starts at zero, so that blocks start as the identity.
 RESNET.ZERO_INIT = True
 
-# PySlowFast's precise BatchNorm statistics: not computed here, a ResNet is evaluated with its running ones.
 BN = CN()
+# batchnorm: each process normalises its own inputs | sync_batchnorm: those of all, as one process with the whole batch.
+BN.NORM_TYPE = "batchnorm"
+# PySlowFast's precise statistics: not computed here, a ResNet is evaluated with its running ones.
 BN.USE_PRECISE_STATS = False
 BN.NUM_BATCHES_PRECISE = 200
