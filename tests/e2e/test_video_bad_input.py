@@ -203,6 +203,8 @@ class TestFiles:
     def test_unreadable_validation_clips(self, kind, clips, tmp_path, error_of):
         """Some are left out of the numbers; where all are, no number is made up."""
         reasons = spoil(clips, "val")
+        if kind == "maskfeat":  # no model's classes bound its labels
+            del reasons[str(clips / "beyond.mp4")]
         keys = ["SOLVER.MAX_EPOCH", "1", "TRAIN.EVAL_PERIOD", "1", "TEST.ENABLE", "False", "MONITOR.NUM_PICTURES", "0"]
         assert main(tiny_clip_config(kind, clips, tmp_path / "out", *keys)) == 0
         check_listed(tmp_path / "out", reasons, "val")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import pytest
@@ -14,6 +12,7 @@ import torch.multiprocessing as mp
 from golden_cases import cases, load_case
 from score_files import load_scores
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfm_core.engine.multiview import VideoScores, accuracies, evaluate_views
 from mfm_core.engine.result_exhibits import exhibits_of
@@ -121,27 +120,24 @@ def test_samples_of_several_views(per_sample):
     assert torch.equal(result.scores, whole.scores) and torch.equal(result.views, whole.views)
 
 
-@pytest.mark.slow
-def test_views_are_held_once():
-    """Of a large test, their probabilities are what there is most of; another process starts from a low mark."""
-    code = """
-import resource
-from contextlib import nullcontext
-import torch
-from mfm_core.engine.multiview import evaluate_views
-from mfm_core.interfaces import Batch
-from mfm_core.parallel.world import World
-videos, views, classes = 1500, 30, 400
-def loader():
-    for index in torch.arange(videos * views).split(64):
-        yield Batch(torch.zeros(len(index), classes), index // views % classes, None, index)
-peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = peak()
-evaluate_views(torch.nn.Identity(), loader(), videos, views, World(device=torch.device("cpu")), nullcontext)
-print((peak() - before) / (4 * videos * views * classes))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0.5 < float(done.stdout) < 2, "copies"
+class Largest(TorchDispatchMode):
+    """Notes the numbers of the largest tensor that any operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        self.size = max(self.size, made.numel() if isinstance(made, torch.Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("combine", ["sum", "max"])
+def test_the_probabilities_of_all_views_are_never_put_together(combine):
+    """There are most of them in a large test: beside the batches', which are held, only a video's sums are."""
+    probabilities, labels = views()
+    with Largest() as largest:
+        evaluate(list(batches(range(VIDEOS * VIEWS), 3, probabilities, labels, VIEWS)), combine=combine)
+    assert largest.size == VIDEOS * CLASSES < len(probabilities) * CLASSES
 
 
 def test_probabilities_are_taken_in_float32():
