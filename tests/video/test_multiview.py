@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -117,6 +119,29 @@ def test_samples_of_several_views(per_sample):
 
     result = evaluate(loader(), views_per_sample=per_sample)
     assert torch.equal(result.scores, whole.scores) and torch.equal(result.views, whole.views)
+
+
+@pytest.mark.slow
+def test_views_are_held_once():
+    """Of a large test, their probabilities are what there is most of; another process starts from a low mark."""
+    code = """
+import resource
+from contextlib import nullcontext
+import torch
+from mfm_core.engine.multiview import evaluate_views
+from mfm_core.interfaces import Batch
+from mfm_core.parallel.world import World
+videos, views, classes = 1500, 30, 400
+def loader():
+    for index in torch.arange(videos * views).split(64):
+        yield Batch(torch.zeros(len(index), classes), index // views % classes, None, index)
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+evaluate_views(torch.nn.Identity(), loader(), videos, views, World(device=torch.device("cpu")), nullcontext)
+print((peak() - before) / (4 * videos * views * classes))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.5 < float(done.stdout) < 2, "copies"
 
 
 def test_probabilities_are_taken_in_float32():
