@@ -25,10 +25,11 @@ if __name__ == "__main__" and not {"doctor", "--dry-run", "--slurm"} & set(sys.a
 
 from fvcore.common.config import CfgNode  # noqa: E402
 
-from mfm_core.config import load_config, modality_of, plan_run  # noqa: E402
+from mfm_core.config import load_config, modality_of, plan_run, validate  # noqa: E402
 from mfm_core.errors import UserError  # noqa: E402
 from mfm_core.parallel import slurm  # noqa: E402
-from mfm_core.parallel.launch import launch, local_processes  # noqa: E402
+from mfm_core.parallel.launch import check_shard, launch, local_processes  # noqa: E402
+from mfm_core.paths import write_any_name  # noqa: E402
 
 PACKAGES = {"image": "mfm_image", "video": "mfm_video"}
 
@@ -71,6 +72,7 @@ def main(arguments: list[str]) -> int:
     0: done. 1: the doctor found something to put right. 2: one line said what the user can put right. 75: a signal
     stopped the run, which has saved; the same command continues it. 130: interrupted from the keyboard.
     """
+    write_any_name()
     try:
         options = parse(arguments)
         cfg = load_config(options.cfg, options.overrides)
@@ -81,7 +83,11 @@ def main(arguments: list[str]) -> int:
             return 0 if healthy else 1
         if options.slurm or options.dry_run:
             return describe_or_submit(cfg, entry, options)
-        processes = 1 if "RANK" in os.environ else local_processes(cfg.NUM_GPUS, cfg.DEVICE)  # torchrun has counted
+        if "RANK" in os.environ:  # torchrun has counted
+            return entry.main(cfg)
+        validate(cfg)  # here, and not in every process
+        check_shard(options.shard_id, cfg.NUM_SHARDS)
+        processes = local_processes(cfg.NUM_GPUS, cfg.DEVICE)
         return launch(entry.main, (cfg,), processes, cfg.NUM_SHARDS, options.shard_id, options.init_method)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from paths import CONFIGS, REPOSITORY
 from pyslowfast_files import FILES, KEYS, recipe
 
@@ -15,11 +16,13 @@ from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
 from mfm_core.engine.trainer import Settings
 from mfm_core.errors import UserError
+from mfm_core.optim.build import OPTIMIZERS
 
 IMAGE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_PT.yaml")
 PROBE, KNN = (str(CONFIGS / "demo" / f"{name}.yaml") for name in ("probe", "knn"))
 FINETUNE = str(CONFIGS / "masked_ssl" / "in1k_VIT_B_MaskFeat_FT.yaml")
 CUBES = str(CONFIGS / "masked_ssl" / "k400_MVITv2_S_16x4_MaskFeat_PT.yaml")
+DEMO_CLIPS = str(CONFIGS / "demo_video" / "finetune.yaml")
 CLIPS = str(CONFIGS / "masked_ssl" / "k400_VIT_B_16x4_MAE_PT.yaml")
 MAE = ["MASK.METHOD", "mae", "MASK.DECODER_DEPTH", "2"]
 MFM = str(CONFIGS / "mfm" / "mfm_pretrain__vit_base__img224__300ep.yaml")
@@ -81,6 +84,8 @@ def test_video_files_run_and_are_ours(name, tmp_path):
     assert modality_of(theirs) == "video"
     assert arch_of(theirs) == ("mvit" if "MVIT" in name else "space_time_vit")
     idle = ("TRAIN.EVAL_PERIOD 1000", "MVIT.SEP_POS_EMBED True acts with", "DATA.DECODING_BACKEND torchvision: ")
+    if name.endswith("_PT"):
+        idle += ("DATA.USE_OFFSET_SAMPLING True acts in tests", "TEST.NUM_TEMPORAL_CLIPS [5, 10] acts in tests")
     assert all(w.startswith(idle) for w in validate(theirs)), validate(theirs)
 
 
@@ -367,6 +372,7 @@ def test_which_pictures_a_model_gives():
             "MIXUP.LABEL_SMOOTH_ALWAYS makes soft labels",
         ),
         (["MIXUP.LABEL_SMOOTH_OVER", "others", "MODEL.NUM_CLASSES", "1"], "MIXUP.LABEL_SMOOTH_OVER"),
+        (["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.DAMPENING", "0.1"], "set SOLVER.NESTEROV False"),
         # what counts is the learning rate after scaling: 0.002 for 65536 images is 1.6e-5 for 512
         (
             [
@@ -407,6 +413,26 @@ def test_keys_of_video_masks_that_act_are_not_warned_of():
     assert validate(load_config(CUBES, tubes)) == usual
     assert validate(load_config(CUBES, ["AUG.MAX_MASK_PATCHES_PER_BLOCK", "9"])) == usual
     assert validate(load_config(CUBES, ["AUG.MASK_TYPE", "random", "MASK.COUNT", "hidden"])) == usual
+
+
+def test_keys_of_views_that_act_are_not_warned_of():
+    usual = validate(load_config(DEMO_CLIPS))
+    keys = ["TEST.NUM_TEMPORAL_CLIPS", "[5]", "TEST.NUM_SPATIAL_CROPS", "3", "DATA.USE_OFFSET_SAMPLING", "True"]
+    assert not any("TEST." in warning for warning in usual)
+    assert validate(load_config(DEMO_CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "10", *keys])) == usual  # the default
+
+
+def test_one_file_serves_training_and_tests():
+    """Keys of training say nothing where TRAIN.ENABLE is off."""
+    assert validate(load_config(FINETUNE, ["TRAIN.ENABLE", "False"])) == validate(load_config(FINETUNE))
+
+
+def test_dampening_that_acts_is_taken():
+    sgd = ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.DAMPENING", "0.1"]
+    for other in (["SOLVER.NESTEROV", "False"], ["SOLVER.MOMENTUM", "0.0"]):
+        cfg = load_config(FINETUNE, [*sgd, *other])
+        validate(cfg)
+        OPTIMIZERS.get("sgd")([{"params": [torch.nn.Parameter(torch.zeros(2))]}], cfg)
 
 
 def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
@@ -488,6 +514,23 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["PICTURE.CLASS", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
         (FINETUNE, ["PICTURE.NUM_NEIGHBOURS", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
         (IMAGE, ["PICTURE.SEED", "3", "TASK", "visualise", "PICTURE.KIND", "attention"]),
+        (DEMO_CLIPS, ["MONITOR.NUM_PICTURES", "3"]),
+        (PROBE, ["MONITOR.NUM_PICTURES", "3"]),
+        (DEMO_CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5", "TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
+        (IMAGE, ["DATA.USE_OFFSET_SAMPLING", "True"]),
+        (CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5"]),
+        (CLIPS, ["TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
+        *(
+            (DEMO_CLIPS, [key, value, "TASK", task])
+            for task in ("probe", "knn")
+            for key, value in (
+                ("TEST.NUM_ENSEMBLE_VIEWS", "5"),
+                ("TEST.NUM_TEMPORAL_CLIPS", "[5]"),
+                ("DATA.USE_OFFSET_SAMPLING", "True"),
+            )
+        ),
+        (KNN, ["DATA_LOADER.DROP_LAST", "False"]),
+        (FINETUNE, ["DATA_LOADER.DROP_LAST", "False", "TRAIN.ENABLE", "False"]),
         (FINETUNE, ["AUG.COLOR_JITTER", "0.3"]),
         (FINETUNE, ["AUG.RE_PROB", "0.5", "AUG.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),

@@ -197,11 +197,30 @@ def test_each_seed_has_a_folder_of_its_own():
         (["--time", "2"], "no longer than --grace, 120 seconds"),
         (["--sbatch", "account mine"], "looks like account=NAME"),
         (["--sbatch", "signal=USR1@5"], "--sbatch signal would break"),
+        (["--sbatch", "no-requeue"], "--sbatch no-requeue would break"),
+        (["--sbatch", "nodes=2"], "--sbatch nodes has an option of its own: --nodes"),
+        (["--sbatch=--time=1:00:00"], "--sbatch time has an option of its own: --time"),
+        (["--sbatch", "partition=gpu"], "own: --partition"),
+        (["--sbatch", "gpus-per-node=4"], "own: --gpus-per-node"),
+        (["--sbatch", "gpus=4"], "own: --gpus-per-node"),
+        (["--sbatch", "cpus-per-task=4"], "own: --cpus-per-gpu"),
+        (["--sbatch", "job-name=x"], "--sbatch job-name is the last part of OUTPUT_DIR"),
+        (["--sbatch", "gres=gpu:a100:8"], "gres=gpu:a100:8 is for 8 GPU.* and the run for 1; give --gpus-per-node 8"),
+        (["--gpus-per-node", "8", "--sbatch", "gres=disk:1,gpu"], "for 1 GPU"),
     ],
 )
 def test_what_cannot_be_asked(words, message):
     with pytest.raises(UserError, match=message):
         asked_of(*words)
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"), [("gpu:a100:8", None), ("disk:2,gpu:8", None), ("gpu:a:4,gpu:b:4", None), ("disk:400", 8)]
+)
+def test_a_type_of_gpu_stands_in_the_place_of_the_number_alone(gres, gpus):
+    """GPUs are asked for once; other resources come beside them."""
+    options = slurm._parameters(asked_of("--gpus-per-node", "8", "--sbatch", f"gres={gres}"))
+    assert options["slurm_additional_parameters"]["gres"] == gres and options["gpus_per_node"] == gpus
 
 
 def test_other_options_reach_sbatch():

@@ -22,14 +22,15 @@ from PIL import Image
 from tiny_runs import TINY, assert_same, last_state, tiny_config
 
 from mfm_core.config import load_config
-from mfm_core.engine.trainer import Trainer
+from mfm_core.engine.trainer import Trainer, tolerated
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.objective import MaskedPrediction
-from mfm_image.entry import main
+from mfm_image.entry import dry_run, main
 
 PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
 CLIPS = str(CONFIGS / "demo_video" / "pretrain.yaml")
 ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
+TWO_PROCESSES = ["DEVICE", "cpu", "NUM_GPUS", "2"]
 SHRUNK = [*TINY, "MASK.PRETRAIN_DEPTH", "[1]"]
 
 
@@ -58,6 +59,17 @@ class TestCommandLine:
             (["--cfg", PRETRAIN, "--dryrun"], ["--dryrun"]),
             (["--cfg", PRETRAIN, "--bogus", "1", "RNG_SEED", "2"], ["--bogus"]),
             (["--cfg", PRETRAIN, "--shard_id", "x"], ["--shard_id"]),
+            *(
+                (
+                    ["--cfg", PRETRAIN, "DEVICE", "cpu", "NUM_GPUS", "2", "--init_method", address],
+                    [address, "host:port"],
+                )
+                for address in ("tcp://localhost:99999", "tcp://localhost:abc", "tcp://[::1:99", "tcp://localhost")
+            ),
+            (["--cfg", PRETRAIN, "NUM_SHARDS", "2", "--shard_id", "2"], ["--shard_id is 2", "0 to 1"]),
+            (["--cfg", PRETRAIN, "NUM_SHARDS", "2", "--shard_id", "-1"], ["--shard_id is -1", "NUM_SHARDS is 2"]),
+            (["--cfg", PRETRAIN, "NUM_GPUS", "2", "--shard_id", "1"], ["--shard_id is 1", "NUM_SHARDS is 1"]),
+            (["--cfg", PRETRAIN, "NUM_SHARDS", "0"], ["NUM_SHARDS is 0", "at least 1"]),
             (["--cfg", PRETRAIN, "RNG_SEED"], ["RNG_SEED", "no value"]),
             (["--cfg", PRETRAIN, "--dry-run", "RNGSEED", "2"], ["RNGSEED", "RNG_SEED"]),
             (
@@ -77,6 +89,24 @@ class TestCommandLine:
     def test_mistakes(self, arguments, parts, error_of):
         error = error_of(arguments)
         assert all(part in error for part in parts), error
+
+    @pytest.mark.parametrize(
+        ("variables", "part"),
+        [
+            ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc"),
+            ({"LOCAL_RANK": ""}, "LOCAL_RANK="),
+            ({"RANK": "1.5"}, "RANK=1.5"),
+            ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
+            ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2"),
+        ],
+        ids=lambda p: p if isinstance(p, str) else "",
+    )
+    def test_an_environment_that_is_not_torchruns(self, variables, part, tmp_path, error_of, monkeypatch):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert part in error_of(tiny_config("pretrain", tmp_path, tmp_path))
+        if "RANK" in variables and "WORLD_SIZE" not in variables:
+            assert part in error_of(tiny_config("pretrain", tmp_path, tmp_path, "TASK", "visualise"))
 
     def test_a_modality_that_is_not_installed(self, error_of, monkeypatch):
         def absent(name: str):
@@ -148,6 +178,14 @@ class TestDataFolder:
         shutil.rmtree(photos / "val")
         assert "val/" in error_of(tiny_config("finetune", photos, tmp_path))
 
+    @pytest.mark.parametrize(
+        ("batch", "accum", "said"), [(20, 10, "in batches of 12)"), (5, 1, "in batches of 4 or one more)")]
+    )
+    def test_batches_of_an_epoch_that_drops_nothing(self, batch, accum, said, photo_folder, tmp_path):
+        keys = ["DATA_LOADER.DROP_LAST", "False", "TRAIN.BATCH_SIZE", batch, "TRAIN.ACCUM_STEPS", accum]
+        lines = dry_run(tiny_config("pretrain", photo_folder, tmp_path, *keys))
+        assert [line for line in lines if line.startswith("steps ")][0].endswith(said), lines
+
     def test_output_folder_that_cannot_be_written(self, photo_folder, tmp_path, error_of):
         (tmp_path / "file").write_text("")
         for output in (tmp_path / "file", tmp_path / "file" / "deeper"):
@@ -179,7 +217,7 @@ class TestFiles:
         bad = self.spoil(photos)
         bad["val"] = photos / "val" / "bear" / "0.JPEG"  # listed, and not counted in the share
         bad["val"].write_bytes(b"")
-        overrides = ["DATA.MAX_BAD_SHARE", "0.125", "DATA_LOADER.NUM_WORKERS", "1"]
+        overrides = ["DATA_LOADER.NUM_WORKERS", "1"]  # three of 24 are above the default share, and only a few
         assert main(tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, *overrides)) == 0
         listed = log_of(tmp_path / "out", "bad_file")
         assert sorted(line["path"] for line in listed) == sorted(map(str, bad.values()))
@@ -189,14 +227,42 @@ class TestFiles:
         assert all(str(path) in report for path in bad.values())
         assert log_of(tmp_path / "out", "end")[-1]["status"] == "finished"
 
+    def test_names_that_are_not_text(self, photos, tmp_path, capsys):
+        for split in ("train", "val"):
+            (photos / split / "bear" / os.fsdecode(b"bad\xff.JPEG")).write_bytes(b"")
+        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH)
+        assert main(cfg) == 0
+        said = capsys.readouterr()
+        lines = [f"skipped {photos}/{split}/bear/bad\\udcff.JPEG: " for split in ("train", "val")]
+        for text in (said.out, (tmp_path / "out" / "log.txt").read_text()):
+            assert all(line in text for line in lines), text
+        assert "Traceback" not in said.err
+        assert "bad\\udcff.JPEG" in (tmp_path / "out" / "report.html").read_text()
+        assert run_net.main(["doctor", "--cfg", PRETRAIN, "DATA.PATH_TO_DATA_DIR", str(photos)]) == 1
+        assert "bear/bad\\udcff.JPEG" in capsys.readouterr().out
+
     def test_too_many_stop_the_run(self, photos, tmp_path, error_of):
-        self.spoil(photos)
+        for path in sorted((photos / "train").glob("*/*"))[:6]:
+            path.write_bytes(b"")
         cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.1")
         error = error_of(cfg)
-        assert "DATA.MAX_BAD_SHARE" in error and "of 24 training files" in error and str(photos) in error
+        assert "6 of 24 training files cannot be read, more than the 5 that DATA.MAX_BAD_SHARE 0.1 allows" in error
+        assert str(photos) in error
         end = log_of(tmp_path / "out", "end")[-1]
         assert end["status"] == "failed" and "DATA.MAX_BAD_SHARE" in end["message"]
         assert "DATA.MAX_BAD_SHARE" in (tmp_path / "out" / "report.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("share", "files", "count"),
+        [(0.01, 24, 5), (0.01, 9, 4), (0.01, 1, 0), (0.01, 1000, 10), (0.01, 499, 5), (0.0, 24, 0), (0.29, 100, 29)],
+    )
+    def test_how_many_are_too_many(self, share, files, count):
+        assert tolerated(share, files) == count
+
+    def test_none_are_allowed_at_0(self, photos, tmp_path, error_of):
+        self.spoil(photos)
+        cfg = tiny_config("pretrain", photos, tmp_path / "out", *ONE_EPOCH, "DATA.MAX_BAD_SHARE", "0.0")
+        assert "more than the 0 that DATA.MAX_BAD_SHARE 0 allows" in error_of(cfg)
 
     def test_all_of_them(self, photos, tmp_path, error_of):
         for path in (photos / "train").glob("*/*"):
@@ -487,7 +553,7 @@ class TestProcesses:
     def test_a_bug_with_workers_alive_shows_its_traceback_and_ends(self, photo_folder, tmp_path):
         code = (
             "import runpy, sys\n"
-            "from mfm_core.engine.trainer import Trainer\n"
+            "from mfm_core.engine.trainer import Trainer, tolerated\n"
             "def fail(*arguments): raise RuntimeError('a bug')\n"
             "Trainer.log_step = fail\n"
             f"sys.argv[0] = {str(TOOLS / 'run_net.py')!r}\n"

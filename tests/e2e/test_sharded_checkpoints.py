@@ -211,6 +211,26 @@ def test_a_damaged_part_costs_that_checkpoint(photo_folder, tmp_path, capsys):
         assert_same(newest(tmp_path), expected)
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"format": "mfm-1"}, "text"], ids=["list", "no files", "text"])
+def test_facts_of_another_shape_cost_that_checkpoint(content, photo_folder, tmp_path, capsys):
+    steps = ["TRAIN.CHECKPOINT_PERIOD", "1", *SHARDED]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *steps)) == 0
+    torch.save(content, tmp_path / "checkpoints" / "checkpoint_epoch_00002" / FACTS)
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *steps)) == 0
+    assert "checkpoint_epoch_00002 is corrupt" in capsys.readouterr().out
+
+
+def test_a_file_out_of_a_folder(photo_folder, tmp_path, error_of):
+    """Whatever is to be done with it: the folder is named."""
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "run", *SHARDED)) == 0
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint_epoch_00002"
+    for file in sorted(folder.glob("[!.]*")):
+        for reset in ("False", "True"):
+            start = ["TRAIN.CHECKPOINT_FILE_PATH", file, "TRAIN.CHECKPOINT_EPOCH_RESET", reset, *QUIET]
+            error = error_of(tiny_config("pretrain", photo_folder, tmp_path / "next", *start))
+            assert f"a part of the checkpoint {folder}; name that folder" in error
+
+
 def test_the_last_ones_stay_whatever_their_form(photo_folder, tmp_path):
     """A run goes on in another form, and prunes what it wrote in the first."""
     keep = ["TRAIN.CHECKPOINT_STEPS", "1", "TRAIN.CHECKPOINT_PERIOD", "1", "TRAIN.CHECKPOINT_KEEP", "2", *SHARDED]

@@ -336,5 +336,7 @@ class TestKeys:
         mixed = [*ONE_EPOCH, "TEST.ENABLE", "False", "MIXUP.ENABLE", "True", "MODEL.LOSS_FUNC", "soft_cross_entropy"]
         mixed += ["TRAIN.BATCH_SIZE", "3", "TRAIN.STOP_STEP", "1"]
         assert "TRAIN.BATCH_SIZE" in error_of(tiny_clip_config("mvit", clip_folder, tmp_path / "odd", *mixed))
+        all_files = tiny_clip_config("mvit", clip_folder, tmp_path / "all", *mixed, "DATA_LOADER.DROP_LAST", "False")
+        assert main(all_files) == 0
         two = tiny_clip_config("mvit", clip_folder, tmp_path / "even", *mixed, "DATA.TRAIN_CROP_NUM_TEMPORAL", "2")
         assert main(two) == 0

@@ -11,8 +11,9 @@ import pytest
 import torch
 from photos import picture
 from PIL import Image
-from tiny_runs import assert_same, last_state, tiny_config
+from tiny_runs import assert_same, last_state, log_of, tiny_config
 
+from mfm_core.interfaces import SampleKey
 from mfm_core.objective import EncoderModel
 from mfm_core.tasks.monitor import Monitor
 from mfm_image.entry import main
@@ -203,6 +204,33 @@ def test_training_leaves_pictures_and_is_not_changed_by_them(trained, photo_fold
     assert main(tiny_config(kind, photo_folder, tmp_path, *ONE_EPOCH, "MONITOR.NUM_PICTURES", "0")) == 0
     assert_same(last_state(first), last_state(tmp_path))
     assert not (tmp_path / "pictures").exists()
+
+
+def test_pictures_of_what_can_be_read(photo_folder, tmp_path, monkeypatch):
+    """Of each half of the files the first readable one; with none the run goes on without, and lists the files."""
+    photos, drawn = Path(shutil.copytree(photo_folder, tmp_path / "photos")), []
+    examples = Monitor.examples
+
+    def kept(monitor, count):
+        drawn.append((examples(monitor, count), monitor.fixed))
+        return drawn[-1][0]
+
+    monkeypatch.setattr(Monitor, "examples", kept)
+    files = sorted((photos / "val").glob("*/*"))
+    for i in (0, 1, 3):
+        files[i].write_bytes(b"")
+    keys = [*ONE_EPOCH, "KNN.PERIOD", "0", "MONITOR.NUM_PICTURES", "2", "MONITOR.PICTURE_PERIOD", "1"]
+    assert main(tiny_config("pretrain", photos, tmp_path / "some", *keys)) == 0
+    (inputs, masks), fixed = drawn[-1]
+    assert len(inputs) == len(masks) == 2
+    for shown, i in zip(inputs, (2, 4)):
+        assert torch.equal(shown, fixed[SampleKey(0, i)].views[0])
+    listed = [line["path"] for line in log_of(tmp_path / "some", "bad_file")]
+    assert sorted(listed) == [str(files[i]) for i in (0, 1, 3)]
+    for file in files:
+        file.write_bytes(b"")
+    assert main(tiny_config("pretrain", photos, tmp_path / "none", *keys)) == 0
+    assert drawn[-1][0] is None and not (tmp_path / "none" / "pictures").exists()
 
 
 def test_files_that_vanish_before_they_are_drawn(photo_folder, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_one_image_of_one_cell_has_nothing_to_normalise(size, images, trains):
     model = ResNet((size, size), **NARROW).train()
     for accum, world in ((8 // images, 1), (2, 4 // images), (1, 8 // images)):
         cfg = config(*overrides, "TRAIN.ACCUM_STEPS", accum)
-        with nullcontext() if trains else pytest.raises(UserError, match="raise TRAIN.BATCH_SIZE to 16 "):
+        with nullcontext() if trains else pytest.raises(UserError, match="micro-batch; set TRAIN.BATCH_SIZE to 16,"):
             plan_run(cfg, files=64, world_size=world)
     with nullcontext() if trains else pytest.raises(ValueError, match="more than 1 value per channel"):
         model.tokens(torch.randn(images, 3, size, size))

@@ -9,11 +9,13 @@ an address in a stranger's file could write anywhere: `WebHandler` stands in its
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import posixpath
 import re
 import shutil
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -32,7 +34,15 @@ logger = logging.getLogger(__name__)
 HANDLERS = "mfm_core.path_handlers"
 """Entry points of this group in an installed package name iopath `PathHandler` classes for addresses of its kind."""
 TIMEOUT_S = 60.0
+ESCAPED = "backslashreplace"
+"""How a text is written that the encoding does not have: names of files may be any bytes but zero and the slash."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def write_any_name() -> None:
+    """From now on standard output takes names of files that are not text, as standard error does anyway."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPED)
 
 
 class AbsentFile(UserError):

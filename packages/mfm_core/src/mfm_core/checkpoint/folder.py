@@ -52,9 +52,9 @@ def damaged(folder: Path, files: dict[str, int]) -> list[str]:
     return [name for name, total in files.items() if not (folder / name).is_file() or checksum(folder / name) != total]
 
 
-def whole_content(folder: Path, read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint in one file would hold. `read` reads the small file. Raises ValueError for what is damaged."""
-    content = read(str(folder / FACTS))
+def whole_content(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint in one file would hold. `read`: the small file's. Raises ValueError for what is damaged."""
+    content = read(folder)
     groups, wrong = content.pop("optimizer_groups"), damaged(folder, content.pop("files"))
     if wrong:
         raise ValueError(f"{wrong[0]} in it is missing or not what was written")

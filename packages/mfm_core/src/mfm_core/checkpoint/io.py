@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
-from mfm_core.checkpoint.folder import is_folder, whole_content
+from mfm_core.checkpoint.folder import FACTS, is_folder, whole_content
 from mfm_core.checkpoint.stand_ins import known_objects
 from mfm_core.errors import UserError
 from mfm_core.paths import local_path
@@ -57,14 +57,28 @@ def load_file_state(path: str, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
     Arguments and meters that released files carry are left out (`stand_ins`), other objects refuse the file.
 
     path: a file, or an address that `mfm_core.paths` can fetch. key: the configuration key that named it. Raises
-    UserError for a missing or corrupt file.
+    UserError for a missing or corrupt file, and for one of a folder's.
     """
+    if is_folder(Path(path).parent):
+        raise UserError(f"{key}: {path} is a part of the checkpoint {Path(path).parent}; name that folder.")
+    return _load(path, key)
+
+
+def load_facts(folder: Path, key: str) -> dict[str, Any]:
+    """What the small file of a folder of ours holds. Raises UserError where that is corrupt."""
+    content = _load(str(folder / FACTS), key)
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise UserError(f"{key}: the checkpoint {folder} is corrupt: {FACTS} is not what was written.")
+    return content
+
+
+def _load(path: str, key: str) -> Any:
     local = local_path(path, key)
     if not Path(local).is_file() and not is_folder(local):
         raise UserError(f"{key}: there is no checkpoint {path}.")
     try:
         if is_folder(local):
-            return whole_content(Path(local), partial(load_file_state, key=key))
+            return whole_content(Path(local), partial(load_facts, key=key))
         if local.endswith(".safetensors"):
             return load_file(local)
         _refuse_damage(local)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mfm_core.checkpoint.folder import FACTS, REPLACED, damaged, is_folder, remove_folder
-from mfm_core.checkpoint.io import load_file_state, save_atomic
+from mfm_core.checkpoint.io import load_facts, load_file_state, save_atomic
 from mfm_core.checkpoint.sharded import load_parts
 from mfm_core.checkpoint.state import FORMAT, UNSAID, TrainState, identity
 from mfm_core.config.plan import RunPlan
@@ -162,7 +162,7 @@ def read_state(path: Path | str, world: World, key: str = "TRAIN.CHECKPOINT_FILE
     """
     if not is_folder(path):
         return load_file_state(str(path), key)
-    content = load_file_state(str(Path(path) / FACTS), key)
+    content = load_facts(Path(path), key)
     own = dict(sorted(content["files"].items())[world.rank :: world.size])
     wrong = [name for found in world.gather(damaged(Path(path), own)) for name in found]
     if wrong:

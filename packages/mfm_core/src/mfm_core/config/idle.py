@@ -15,6 +15,8 @@ from mfm_core.config.plan import modality_of, target_of, task_of
 ALREADY_TRUE = {
     # Values that say what is the case anyway where the key cannot act; no reason to warn of PySlowFast's own files.
     "DATA.NUM_FRAMES": 1,
+    "TEST.NUM_SPATIAL_CROPS": 1,
+    "MONITOR.NUM_PICTURES": 0,
     "MVIT.MODE": "conv",
     "MODEL.DROPOUT_RATE": 0.0,
     "MVIT.DROPPATH_RATE": 0.0,

@@ -18,6 +18,13 @@ from mfm_core.config.plan import (
 )
 from mfm_core.config.rule import Rule
 
+VIEWS = (
+    "DATA.USE_OFFSET_SAMPLING",
+    "TEST.NUM_ENSEMBLE_VIEWS",
+    "TEST.NUM_SPATIAL_CROPS",
+    "TEST.NUM_TEMPORAL_CLIPS",
+)
+"""Of a video, in its test."""
 VIDEO_ONLY = (
     "DATA.PATH_LABEL_SEPARATOR",
     "DATA.PATH_PREFIX",
@@ -28,15 +35,12 @@ VIDEO_ONLY = (
     "DATA.DECODING_SHORT_SIZE",
     "DATA.TRAIN_JITTER_SCALES",
     "DATA.TRAIN_CROP_NUM_TEMPORAL",
-    "DATA.USE_OFFSET_SAMPLING",
     "AUG.MASK_TUBE",
     "AUG.MASK_FRAMES",
     "AUG.MASK_WINDOW_SIZE",
     "MASK.TIME_STRIDE_LOSS",
     "MASK.DECODER_SEP_POS_EMBED",
-    "TEST.NUM_ENSEMBLE_VIEWS",
-    "TEST.NUM_SPATIAL_CROPS",
-    "TEST.NUM_TEMPORAL_CLIPS",
+    *VIEWS,
 )
 IMAGE_ONLY = (
     "DATA.IN_VAL_CROP_RATIO",
@@ -129,6 +133,16 @@ def _decodes(cfg: CfgNode) -> bool:
 MODEL_RULES: tuple[Rule, ...] = (
     (lambda c: modality_of(c) == "image", "acts on video only", VIDEO_ONLY),
     (lambda c: modality_of(c) == "video", "acts on images only", IMAGE_ONLY),
+    (
+        lambda c: modality_of(c) == "video" and task_of(c) != "finetune",
+        "acts in tests of a fine-tuned classifier only: others look at the middle of each video",
+        VIEWS,
+    ),
+    (
+        lambda c: modality_of(c) == "video" and task_of(c) == "finetune" and bool(c.TEST.NUM_TEMPORAL_CLIPS),
+        "has no effect: TEST.NUM_TEMPORAL_CLIPS says how many clips there are",
+        ("TEST.NUM_ENSEMBLE_VIEWS",),
+    ),
     (
         lambda c: modality_of(c) == "video" and not (c.AUG.ENABLE and c.AUG.AA_TYPE),
         "acts on video with AUG.AA_TYPE only",

@@ -81,8 +81,13 @@ RUN_RULES: tuple[Rule, ...] = (
         ("PICTURE.NUM_NEIGHBOURS",),
     ),
     (
-        lambda c: task_of(c) == "finetune" and arch_of(c) == "resnet",
-        "shows attention, which a ViT has",
+        lambda c: task_of(c) == "finetune" and arch_of(c) != "vit",
+        "acts in pre-training, and in fine-tuning ViTs on images: it shows their attention",
+        ("MONITOR.NUM_PICTURES",),
+    ),
+    (
+        lambda c: task_of(c) == "probe",
+        "acts in pre-training and fine-tuning only",
         ("MONITOR.NUM_PICTURES",),
     ),
     (
@@ -168,7 +173,7 @@ RUN_RULES: tuple[Rule, ...] = (
         "has no effect: SOLVER.CLIP_GRAD_VAL goes first",
         ("SOLVER.CLIP_GRAD_L2NORM",),
     ),
-    (lambda c: not trains(c), "acts in training only", ("DIST.STRATEGY",)),
+    (lambda c: not trains(c), "acts in training only", ("DIST.STRATEGY", "DATA_LOADER.DROP_LAST")),
     (
         lambda c: c.DEVICE == "cpu",
         "has no effect: with DEVICE cpu all lies in main memory",

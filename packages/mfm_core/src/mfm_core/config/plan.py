@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
+from mfm_core.config.sizes import Sizes
 from mfm_core.data.sampler import EpochCut
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
@@ -209,51 +210,36 @@ def schedule_of(cfg: CfgNode, num_shards: int) -> LRSchedule:
     )
 
 
-def _norms_one_cell(cfg: CfgNode) -> bool:
-    """Whether the model trains BatchNorm on a feature map that is one cell of each image: at 32 pixels or less."""
-    return arch_of(cfg) == "resnet" and task_of(cfg) != "probe" and cfg.DATA.TRAIN_CROP_SIZE <= 32
+def _needs_two(cfg: CfgNode, world_size: int) -> str:
+    """Why a micro-batch of a process needs two files, for a BatchNorm to have something to normalise; "" where not.
+
+    A ResNet's last feature map is one cell of each image at 32 pixels or less. A probe's norm sees all processes.
+    """
+    if views_of(cfg) > 1:
+        return ""
+    if task_of(cfg) == "probe":
+        return "PROBE.BATCH_NORM needs two inputs or more in a micro-batch" * (cfg.PROBE.BATCH_NORM and world_size == 1)
+    if arch_of(cfg) != "resnet" or cfg.DATA.TRAIN_CROP_SIZE > 32:
+        return ""
+    return (
+        f"A ResNet's last feature map is one cell for DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}, and its "
+        "BatchNorm then needs two images or more in a micro-batch"
+    )
 
 
 def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None = None) -> RunPlan:
     """The plan for `files` training files on `world_size` processes; raises UserError where the sizes do not fit."""
     shards = num_shards or cfg.NUM_SHARDS
-    batch_size = cfg.TRAIN.BATCH_SIZE * shards
-    pieces = world_size * cfg.TRAIN.ACCUM_STEPS
-    if trains(cfg) and batch_size % pieces:
-        raise UserError(
-            f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} (times {shards} machines) cannot be divided over {world_size} "
-            f"processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; choose a multiple of {pieces // shards or 1}."
-        )
-    cut = EpochCut(files, batch_size, cfg.DATA_LOADER.DROP_LAST)
-    if trains(cfg) and not len(cut):
-        raise UserError(
-            f"TRAIN.BATCH_SIZE is {batch_size} over all machines, but there are only {files} training files; "
-            f"set it to {files} or less, or DATA_LOADER.DROP_LAST False."
-        )
-    if trains(cfg) and cut.smallest < pieces:
-        raise UserError(
-            f"DATA_LOADER.DROP_LAST False cuts {files} training files into {len(cut)} batches of {cut.smallest} or "
-            f"more, too few for {world_size} processes times TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}; lower these, "
-            "or set it True."
-        )
-    together = cut.smallest // pieces * world_size * views_of(cfg)
-    if trains(cfg) and task_of(cfg) == "probe" and cfg.PROBE.BATCH_NORM and together < 2:
-        raise UserError(
-            "PROBE.BATCH_NORM needs two inputs or more in a micro-batch; lower TRAIN.ACCUM_STEPS or raise "
-            "TRAIN.BATCH_SIZE."
-        )
-    if trains(cfg) and cut.smallest // pieces * views_of(cfg) < 2 and _norms_one_cell(cfg):
-        raise UserError(
-            f"A ResNet's last feature map is one cell for DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}, and its "
-            "BatchNorm then needs two images or more in a micro-batch; raise TRAIN.BATCH_SIZE to "
-            f"{2 * pieces // shards}{'' if cut.drop_last else ' or more'} or lower TRAIN.ACCUM_STEPS."
-        )
+    sizes = Sizes(files, cfg.TRAIN.BATCH_SIZE, shards, world_size, cfg.TRAIN.ACCUM_STEPS, cfg.DATA_LOADER.DROP_LAST)
+    refusal = sizes.refusal(_needs_two(cfg, world_size)) if trains(cfg) else ""
+    if refusal:
+        raise UserError(refusal)
     return RunPlan(
         task=task_of(cfg),
         modality=modality_of(cfg),
         schedule=schedule_of(cfg, shards),
         files=files,
-        batch_size=batch_size,
+        batch_size=sizes.batch * shards,
         world_size=world_size,
         accum_steps=cfg.TRAIN.ACCUM_STEPS,
         views=views_of(cfg),
@@ -261,5 +247,5 @@ def plan_run(cfg: CfgNode, files: int, world_size: int, num_shards: int | None =
         trains=trains(cfg),
         machines=shards,
         repetitions=cfg.AUG.REPEATED_SAMPLER,
-        drop_last=cut.drop_last,
+        drop_last=sizes.drop_last,
     )

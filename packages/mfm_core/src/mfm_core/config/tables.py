@@ -143,6 +143,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.WARMUP_START_LR": (0, _INF),
     "SOLVER.BETAS": (0, 0.999999),
     "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.DAMPENING": (0, 1),
     "SOLVER.WEIGHT_DECAY": (0, _INF),
     "SOLVER.LAYER_DECAY": (0, 1),
     "SOLVER.CLIP_GRAD_VAL": (0, _INF),

@@ -280,6 +280,8 @@ def _refuse_solver(cfg: CfgNode) -> Iterator[str]:
         )
     if cfg.DIST.STRATEGY == "single" and cfg.NUM_SHARDS > 1:
         yield f"DIST.STRATEGY single runs in one process, and NUM_SHARDS is {cfg.NUM_SHARDS}; take auto."
+    if cfg.SOLVER.OPTIMIZING_METHOD == "sgd" and cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM and cfg.SOLVER.DAMPENING:
+        yield f"SOLVER.DAMPENING {cfg.SOLVER.DAMPENING} has no place in Nesterov's momentum; set SOLVER.NESTEROV False."
     schedule = schedule_of(cfg, cfg.NUM_SHARDS)
     if schedule.policy == "cosine" and schedule.end >= schedule.base:
         yield (

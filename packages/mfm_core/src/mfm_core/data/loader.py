@@ -65,9 +65,10 @@ class Loader:
             except StopIteration:
                 return
             except RuntimeError as error:
-                if not _is_worker_death(error):
+                death = death_of_worker(error, self.num_workers)
+                if death is None:
                     raise
-                raise _worker_death(error, self.num_workers) from error
+                raise death from error
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -158,13 +159,15 @@ def _collate_or_error(samples: Sequence[Sample | UserError]) -> Batch | UserErro
     return next(errors, None) or collate(samples)
 
 
-def _is_worker_death(error: RuntimeError) -> bool:
-    text = str(error)
-    return "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)
+def death_of_worker(error: Exception, num_workers: int) -> UserError | None:
+    """What to say where `error` comes of a loader process that died; None for any other.
 
-
-def _worker_death(error: RuntimeError, num_workers: int) -> UserError:
+    Mostly torch's handler of SIGCHLD raises it, in whatever the main thread is doing: a step, an evaluation, a save.
+    """
     what = " ".join(str(error).split())
+    known = "exited unexpectedly" in what or "killed by signal" in what
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in what or not known:
+        return None
     return UserError(
         f"a data loading process died ({what}); most often memory or shared memory (/dev/shm) ran out: "
         f"lower DATA_LOADER.NUM_WORKERS (now {num_workers}) or TRAIN.BATCH_SIZE"

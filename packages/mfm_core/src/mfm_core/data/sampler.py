@@ -47,6 +47,11 @@ class EpochCut:
         """The size of the smallest batch."""
         return self.places // max(1, len(self))
 
+    @property
+    def uneven(self) -> bool:
+        """Whether some batches have one sample more than the smallest."""
+        return self.smallest * len(self) < self.places
+
 
 class TrainSampler:
     """Yields the batches (lists of `SampleKey`) of one rank for one epoch; a `batch_sampler` for torch's DataLoader.

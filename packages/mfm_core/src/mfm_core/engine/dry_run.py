@@ -43,6 +43,7 @@ class RunDescription:
                 f"parameters      {self.parameters / 1e6:.2f} M ({self.parameters:,}), none trained",
                 f"compute         {self.macs / 1e9:.2f} GFLOPs per input (multiply-adds)",
             ]
+        sizes = f"{plan.cut.smallest:,}{' or one more' * plan.cut.uneven}"
         passes = 1 + 2 * self.trainable / self.parameters  # the backward pass takes two more, of what is trained
         return [
             f"one micro-batch on one of {plan.world_size} process(es):",
@@ -57,7 +58,7 @@ class RunDescription:
             f"x {plan.accum_steps} micro-batch(es) x {plan.batch_per_rank // plan.accum_steps}",
             f"steps           {plan.total_steps:,} = {plan.epochs} epochs x {plan.steps_per_epoch:,} "
             f"({plan.files:,} training files{f', each epoch without {plan.left_out:,} of them' * bool(plan.left_out)}"
-            f"{f', in batches of {plan.cut.smallest:,} or one more' * (plan.cut.smallest < plan.batch_size)})",
+            f"{f', in batches of {sizes}' * (plan.cut.smallest < plan.batch_size)})",
         ]
 
 

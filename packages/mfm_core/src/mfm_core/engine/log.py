@@ -24,7 +24,7 @@ from mfm_core.interfaces import BadFile
 from mfm_core.mirror import Mirror
 from mfm_core.monitor.settings import setting_tables, split_name
 from mfm_core.monitor.writers import JsonLines, TensorBoard, progress_line
-from mfm_core.paths import require_local
+from mfm_core.paths import ESCAPED, require_local, write_any_name
 from mfm_core.report.atomic import write_bytes
 from mfm_core.report.exhibits import Animation, Table, save_gif
 from mfm_core.report.html import write_report
@@ -69,6 +69,7 @@ def setup_logging(folder: Path | None) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
+    write_any_name()
     handler = _Terminal(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(handler)
@@ -77,7 +78,7 @@ def setup_logging(folder: Path | None) -> None:
         return
     root.setLevel(logging.INFO)
     try:
-        file = _LogFile(folder / "log.txt")
+        file = _LogFile(folder / "log.txt", encoding="utf-8", errors=ESCAPED)
     except OSError as error:
         why = f"{folder / 'log.txt'} cannot be written ({error.strerror})"
         raise UserError(f"{why}; choose another OUTPUT_DIR.") from None

@@ -29,7 +29,7 @@ from mfm_core.checkpoint.saver import saver_from_cfg
 from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import RunPlan, plan_run, validate
 from mfm_core.config.plan import UNTRAINED_TASKS, task_of, trains
-from mfm_core.data.loader import build_loader
+from mfm_core.data.loader import build_loader, death_of_worker
 from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.guard import StepGuard
@@ -163,6 +163,10 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
         log.end("stopped", "interrupted")
         return 130
     except Exception as error:
+        if death := death_of_worker(error, cfg.DATA_LOADER.NUM_WORKERS):
+            log.end("failed", str(death))
+            let_main_speak()
+            return exit_with(death)
         lost = loss_of_peer(error, world, cfg.DIST.TIMEOUT)
         log.end("failed", lost or f"{type(error).__name__}: {error}")
         let_main_speak(3.0 if lost else 10.0)

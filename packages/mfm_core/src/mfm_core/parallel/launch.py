@@ -33,6 +33,15 @@ def local_processes(num_gpus: int, device_choice: str) -> int:
     return max(1, num_gpus) if available else 1
 
 
+def check_shard(shard_id: int, num_shards: int) -> None:
+    """Raises UserError where this machine's number is none of NUM_SHARDS: the others would wait for it in vain."""
+    if not 0 <= shard_id < num_shards:
+        raise UserError(
+            f"--shard_id is {shard_id}, and NUM_SHARDS is {num_shards}; the machines' numbers are 0 to "
+            f"{num_shards - 1}, each once."
+        )
+
+
 def launch(
     function: Callable[..., int],
     args: tuple,
@@ -105,11 +114,15 @@ def let_main_speak(seconds: float = 10.0) -> None:
 
 
 def _address(init_method: str, num_shards: int) -> tuple[str, int]:
-    url = urlparse(init_method)
-    if url.scheme != "tcp" or not url.hostname or url.port is None:
+    try:
+        url = urlparse(init_method)
+        scheme, host, port = url.scheme, url.hostname, url.port
+    except ValueError:  # a port that is none, or a bracket that stays open
+        scheme, host, port = "", None, None
+    if scheme != "tcp" or not host or port is None:
         raise UserError(f"--init_method is '{init_method}'; it looks like tcp://host:port.")
-    if url.port:
-        return url.hostname, url.port
+    if port:
+        return host, port
     if num_shards > 1:
         raise UserError("NUM_SHARDS above 1 needs --init_method tcp://host:port of machine 0, the same on all.")
     with socket.socket() as free:

@@ -35,7 +35,16 @@ if TYPE_CHECKING:  # a job's process is to hear signals before it loads what tak
 
 MAX_REQUEUES = 100
 """Starts after the first, against a job that is stopped again and again before it gets anywhere."""
-_REFUSED = ("array", "signal", "requeue", "output", "error", "open-mode", "ntasks-per-node", "ntasks")
+_BREAKS = "would break re-queuing or the processes' ranks; leave it out"
+_REFUSED = {
+    **dict.fromkeys(("array", "signal", "requeue", "no-requeue", "output", "error", "open-mode"), _BREAKS),
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "ntasks-per-gpu"), _BREAKS),
+    **{name: f"has an option of its own: --{name}" for name in ("nodes", "time", "partition", "cpus-per-gpu")},
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task"), "has an option of its own: --gpus-per-node"),
+    "cpus-per-task": "has an option of its own: --cpus-per-gpu",
+    "job-name": "is the last part of OUTPUT_DIR; choose that",
+}
+"""Options of sbatch that would break a job, or that it would not be what is said of it with, and what to do instead."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -139,18 +148,19 @@ class JobRequest:
         minutes, grace = minutes_of(options.time or "24:00:00"), options.grace or 120
         if 60 * minutes <= grace:
             raise UserError(f"--time {options.time} is no longer than --grace, {grace} seconds; ask for more.")
+        gpus = 0 if cfg.DEVICE == "cpu" else processes
         return cls(
             name=output.resolve().name or "mfm",
             folder=(output / "slurm").absolute(),
             runs=[[*command, "RNG_SEED", str(s), "OUTPUT_DIR", o] for s, o in seeds.items()] or [command],
             nodes=nodes,
             processes_per_node=processes,
-            gpus=0 if cfg.DEVICE == "cpu" else processes,
+            gpus=gpus,
             cpus=options.cpus_per_gpu or 1 + cfg.DATA_LOADER.NUM_WORKERS,
             minutes=minutes,
             grace=grace,
             partition=options.partition,
-            extra=_extra(options.sbatch or []),
+            extra=_extra(options.sbatch or [], gpus),
         )
 
     def lines(self) -> list[str]:
@@ -181,17 +191,32 @@ def minutes_of(time: str) -> int:
     return -(-total // 60)
 
 
-def _extra(words: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, or NAME alone, of options of sbatch; those that the job itself depends on are refused."""
+def _extra(words: list[str], gpus: int) -> dict[str, Any]:
+    """NAME=VALUE, or NAME alone, of options of sbatch; those that the job itself depends on are refused.
+
+    gpus: of the run, on each node.
+    """
     extra: dict[str, Any] = {}
     for word in words:
         name, has_value, value = word.lstrip("-").partition("=")
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise UserError(f"--sbatch is '{word}'; it looks like account=NAME, the name being an option of sbatch.")
         if name in _REFUSED:
-            raise UserError(f"--sbatch {name} would break re-queuing or the processes' ranks; leave it out.")
+            raise UserError(f"--sbatch {name} {_REFUSED[name]}.")
+        if name == "gres" and (asked := gpus_of(value)) not in (None, gpus):
+            raise UserError(
+                f"--sbatch gres={value} is for {asked} GPU(s) on each node, and the run for {gpus}; give "
+                f"--gpus-per-node {asked}, or leave gres out."
+            )
         extra[name] = value if has_value else True
     return extra
+
+
+def gpus_of(gres: str) -> int | None:
+    """How many GPUs a list of generic resources asks for on each node; None where it names none."""
+    found = re.findall(r"(?:^|,)(?:gres[:/])?gpu((?::[^,]*)?)(?=,|$)", gres)
+    counts = [words.rpartition(":")[2] for words in found]
+    return sum(int(count) if count.isdecimal() else 1 for count in counts) if counts else None
 
 
 def submit(request: JobRequest, cluster: str = "slurm") -> list[Any]:
@@ -242,7 +267,7 @@ def _parameters(request: JobRequest) -> dict[str, Any]:
         "name": request.name,
         "nodes": request.nodes,
         "tasks_per_node": request.processes_per_node,
-        "gpus_per_node": request.gpus or None,
+        "gpus_per_node": None if gpus_of(str(request.extra.get("gres", ""))) else request.gpus or None,
         "cpus_per_task": request.cpus,
         "timeout_min": request.minutes,
         "stderr_to_stdout": True,

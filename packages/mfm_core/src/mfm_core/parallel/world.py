@@ -95,10 +95,20 @@ def choose_device(choice: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def number_of(variable: str, default: int) -> int:
+    """What torchrun, or `launch`, says in a variable of the environment. Raises UserError where that is no number."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UserError(f"The environment has {variable}={text}; torchrun sets a number there. Unset it to run alone.")
+    return int(text)
+
+
 def join_world(device_choice: str, timeout_s: float) -> World:
     """Joins the processes that torchrun or `launch` started, by their environment variables; alone without them."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    size = number_of("WORLD_SIZE", 1)
+    local_rank, rank = number_of("LOCAL_RANK", 0), number_of("RANK", 0)
+    if size != 1 and rank >= size:
+        raise UserError(f"The environment has RANK={rank} and WORLD_SIZE={size}; ranks count from 0.")
     device = choose_device(device_choice, local_rank)
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
@@ -109,7 +119,6 @@ def join_world(device_choice: str, timeout_s: float) -> World:
         return World(device=device)
     if device.type == "cpu" and _one_machine():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    rank = int(os.environ.get("RANK", "0"))
     try:
         store = store_of_this_start(rank, size, timeout_s)
         dist.init_process_group(
@@ -134,7 +143,7 @@ def is_elastic() -> bool:
 
 def is_restart(world: World) -> bool:
     """Whether torchrun has started the run again, on any machine. All processes call."""
-    return any(world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+    return any(world.gather(number_of("TORCHELASTIC_RESTART_COUNT", 0) > 0))
 
 
 def loss_of_peer(error: Exception, world: World, timeout_s: float) -> str | None:
@@ -161,8 +170,8 @@ def _line(error: Exception) -> str:
 
 def _machines(size: int) -> int:
     """torchrun counts them; they need not have the same number of processes. Else they have."""
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
-    return int(os.environ.get("GROUP_WORLD_SIZE", max(1, size // local_size)))
+    local_size = max(1, number_of("LOCAL_WORLD_SIZE", size))
+    return number_of("GROUP_WORLD_SIZE", max(1, size // local_size))
 
 
 def _one_machine() -> bool:

@@ -98,13 +98,18 @@ class FinetuneTask(ClassificationTask):
 
 
 def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
-    """Mixup and CutMix per batch; None where both are off. Raises UserError for batches that have no pairs."""
+    """Mixup and CutMix per batch; None where both are off.
+
+    Raises UserError where one input of each micro-batch would have no partner. DATA_LOADER.DROP_LAST False cuts batches
+    of odd sizes anyway.
+    """
     if not cfg.TRAIN.ENABLE or not cfg.MIXUP.ENABLE or cfg.MIXUP.ALPHA <= 0 and cfg.MIXUP.CUTMIX_ALPHA <= 0:
         return None
     inputs = cfg.TRAIN.BATCH_SIZE * world.num_shards * views_of(cfg) // (world.size * cfg.TRAIN.ACCUM_STEPS)
-    if inputs % 2 and cfg.MIXUP.PARTNER == "reverse":
+    if inputs % 2 and cfg.MIXUP.PARTNER == "reverse" and cfg.DATA_LOADER.DROP_LAST:
         raise UserError(
-            f"MIXUP.ENABLE pairs the inputs of a micro-batch, and {inputs} is odd; change TRAIN.BATCH_SIZE."
+            f"MIXUP.ENABLE pairs the inputs of a micro-batch, and {inputs} is odd; change TRAIN.BATCH_SIZE, or set "
+            "MIXUP.PARTNER next."
         )
     return Mixer(
         mixup_alpha=cfg.MIXUP.ALPHA,

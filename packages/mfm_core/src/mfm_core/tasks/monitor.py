@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mfm_core.data.loader import Loader, eval_loader
-from mfm_core.errors import UserError
-from mfm_core.interfaces import MaskGenerator, SampleKey
+from mfm_core.interfaces import MaskGenerator
 from mfm_core.monitor.features import feature_health
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
@@ -23,6 +22,7 @@ from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet, still_of
 from mfm_core.tasks.datasets import DataSet, Listing
 from mfm_core.tasks.modality import Modality
+from mfm_core.tasks.shown import readable
 
 
 class Monitor:
@@ -119,13 +119,14 @@ class Monitor:
         )
         return {"knn" if i == 0 else f"knn_{k}": found[k][0] for i, k in enumerate(self.k)}
 
-    def examples(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first readable images of evenly spaced positions: (N, C, *size) and their masks, on the device."""
-        step = max(1, len(self.fixed) // count)
-        samples = [self.fixed[SampleKey(0, i)] for i in range(0, len(self.fixed), step)]
-        samples = [sample for sample in samples if sample.views][:count]
+    def examples(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """At most `count` readable inputs, evenly chosen: (N, C, *size) and their masks, on the device; None if none.
+
+        Files that cannot be read are listed with those of the loader.
+        """
+        samples = readable(self.fixed, count, lambda file: self.fixed_loader.bad.update({file.path: file}))
         if not samples:
-            raise UserError("None of the files to look at can be read; check them with `run_net.py doctor`.")
+            return None
         images = torch.stack([sample.views[0] for sample in samples])
         masks = torch.stack([sample.masks[0] for sample in samples])
         return images.to(self.world.device), masks.to(self.world.device)

@@ -85,9 +85,7 @@ class PretrainTask:
         due = is_due(epoch, self.cfg.MONITOR.PICTURE_PERIOD, last) and self.cfg.MONITOR.NUM_PICTURES > 0
         if not due or not self.world.is_main:
             return []
-        inputs, mask = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
-        with torch.inference_mode():
-            drawn = self.modality.reconstruct(self.cfg, model, inputs, model(inputs, mask), ())
+        drawn = self._reconstructions(model)
         when = f"after {epoch} epochs" if self.cfg.TRAIN.ENABLE else "the weights tested"  # which do not tell their age
         pictures = [(name, picture, f"{when}; {remarks}") for name, picture, remarks in drawn]
         if self._compares(epoch, last):
@@ -95,6 +93,15 @@ class PretrainTask:
             caption = f"{when}: {nearest}"
             pictures.append(("neighbours", self.monitor.neighbours(partial(self.modality.stills, self.cfg)), caption))
         return pictures
+
+    def _reconstructions(self, model: nn.Module) -> list[Drawn]:
+        """Of a few fixed files; none where none can be read."""
+        examples = self.monitor.examples(self.cfg.MONITOR.NUM_PICTURES)
+        if examples is None:
+            return []
+        inputs, mask = examples
+        with torch.inference_mode():
+            return self.modality.reconstruct(self.cfg, model, inputs, model(inputs, mask), ())
 
     def file_name(self, index: int) -> str:
         """The path of training file `index`."""

@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from mfm_core.errors import UserError
-from mfm_core.interfaces import BadFile, SampleKey
+from mfm_core.interfaces import BadFile, Sample, SampleKey
 from mfm_core.objective import EncoderModel
 from mfm_core.tasks.datasets import DataSet
 
@@ -69,20 +69,28 @@ def from_path(
 
 def from_dataset(dataset: DataSet, count: int) -> Shown:
     """At most `count` files, evenly chosen over the classes; those that cannot be read are skipped as above."""
-    inputs, names, classes = [], [], []
+    samples = readable(dataset, count, lambda file: logger.warning("skipped %s: %s", file.path, file.reason))
+    if not samples:
+        raise UserError("None of the validation files can be read; check them with `run_net.py doctor`.")
+    names = [dataset.listing.paths.relative(sample.index) for sample in samples]
+    classes = [dataset.listing.classes[sample.label] for sample in samples]
+    return Shown(torch.stack([sample.views[0] for sample in samples]), names, classes)
+
+
+def readable(dataset: DataSet, count: int, skip: Callable[[BadFile], None]) -> list[Sample]:
+    """At most `count` samples, evenly chosen: of each part of the files the first that can be read.
+
+    skip: called with each file that cannot.
+    """
+    found = []
     for part in _parts(range(len(dataset)), count):
         for index in part:
             sample = dataset[SampleKey(0, index)]
-            if not sample.views:
-                logger.warning("skipped %s: %s", sample.bad[0].path, sample.bad[0].reason)
-                continue
-            inputs.append(sample.views[0])
-            names.append(dataset.listing.paths.relative(index))
-            classes.append(dataset.listing.classes[sample.label])
-            break
-    if not inputs:
-        raise UserError("None of the validation files can be read; check them with `run_net.py doctor`.")
-    return Shown(torch.stack(inputs), names, classes)
+            if sample.views:
+                found.append(sample)
+                break
+            skip(sample.bad[0])
+    return found
 
 
 def _parts(things: Sequence, count: int) -> Iterator[Sequence]:

@@ -14,7 +14,7 @@ from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_core.config import pictures_of, validate
 from mfm_core.config.plan import task_of
-from mfm_core.data.loader import eval_loader
+from mfm_core.data.loader import death_of_worker, eval_loader
 from mfm_core.data.seeding import derive_seed
 from mfm_core.engine.log import prepare_folder, setup_logging
 from mfm_core.engine.run import exit_with, memory_full, working_in
@@ -22,7 +22,7 @@ from mfm_core.errors import UserError
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.mirror import Mirror
 from mfm_core.objective import EncoderModel
-from mfm_core.parallel.world import World, choose_device
+from mfm_core.parallel.world import World, choose_device, number_of
 from mfm_core.paths import is_remote, local_path
 from mfm_core.probe.features import collect_indexed
 from mfm_core.report.document import write_gallery
@@ -40,9 +40,9 @@ HEADS_NEEDED = {"reconstruction", "gradient"}
 
 def visualise(cfg: CfgNode, modality: Modality) -> int:
     """Draws what PICTURE asks for and returns the exit code; of several processes the first does it."""
-    if int(os.environ.get("RANK", "0")):
-        return 0
     try:
+        if number_of("RANK", 0):
+            return 0
         device, mirror = choose_device(cfg.DEVICE), None
         if is_remote(cfg.OUTPUT_DIR):
             mirror = Mirror(cfg.OUTPUT_DIR)
@@ -60,6 +60,10 @@ def visualise(cfg: CfgNode, modality: Modality) -> int:
         return exit_with(error)
     except torch.OutOfMemoryError as error:
         return exit_with(memory_full(error, device, "lower PICTURE.NUM_IMAGES or TEST.BATCH_SIZE, or set DEVICE cpu"))
+    except RuntimeError as error:
+        if death := death_of_worker(error, cfg.DATA_LOADER.NUM_WORKERS):
+            return exit_with(death)
+        raise
 
 
 def _draw_all(cfg: CfgNode, modality: Modality, folder: Path, device: torch.device) -> None:

@@ -31,7 +31,8 @@ DATA.TEST_INTERPOLATION = "bicubic"
 DATA.RANDOM_FLIP = True
 # ours: share of each class's training labels used, for fine-tuning with few labels.
 DATA.LABEL_FRACTION = 1.0
-# ours: a run stops when more than this share of all its training files was found unreadable since it was (re)started.
+# ours: a run stops when more than this share of all its training files was found unreadable since it was (re)started;
+# five of them, or half of fewer than ten, never stop it, unless this is 0.
 DATA.MAX_BAD_SHARE = 0.01
 # Video: in each line of train.csv, val.csv and test.csv, what stands between path and label, and before each path.
 # On the command line '\t' is a tab.
