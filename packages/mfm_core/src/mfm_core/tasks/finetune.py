@@ -74,7 +74,7 @@ class FinetuneTask(ClassificationTask):
             if not (self.cfg.TRAIN.ENABLE and known):
                 raise
             self._failure = error
-            return {UNFINISHED: 1.0}
+            return {UNFINISHED: True}  # no number, and so no curve
         return found
 
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
