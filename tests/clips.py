@@ -120,6 +120,33 @@ def damage(source: Path, path: Path, seed: int = 0) -> Path:
     return path
 
 
+def enlarge_frame(source: Path, path: Path, frame: int, size: int) -> Path:
+    """`source`, an mp4, whose table of sizes says that packet number `frame` has `size` bytes."""
+    content = bytearray(source.read_bytes())
+    table = content.find(b"stsz") + 4 + 12
+    content[table + 4 * frame : table + 4 * frame + 4] = struct.pack(">I", size)
+    path.write_bytes(content)
+    return path
+
+
+def claim_frames(source: Path, path: Path, count: int) -> Path:
+    """`source`, an mp4 with frames of one duration, whose table of times says that there are `count` of them."""
+    content = bytearray(source.read_bytes())
+    table = content.find(b"stts") + 4 + 8
+    content[table : table + 4] = struct.pack(">I", count)
+    path.write_bytes(content)
+    return path
+
+
+def claim_duration(source: Path, path: Path, milliseconds: float) -> Path:
+    """`source`, an mkv, whose header says that it has this duration."""
+    content = bytearray(source.read_bytes())
+    place = content.find(bytes.fromhex("448988")) + 3  # EBML: the element Duration, of eight bytes
+    content[place : place + 8] = struct.pack(">d", milliseconds)
+    path.write_bytes(content)
+    return path
+
+
 def rotate(source: Path, path: Path) -> Path:
     """`source`, an mp4, with a header that asks to show it turned by 90 degrees clockwise."""
     content = bytearray(source.read_bytes())

@@ -166,10 +166,45 @@ class TestFiles:
         error = error_of(tiny_clip_config("mvit", clips, tmp_path / "out", *test))
         assert "can be read" in error and "doctor" in error
 
+    def test_the_last_test_costs_no_numbers(self, clips, tmp_path, error_of):
+        """Where it fails, those of the last epoch are logged, and the next start goes through that evaluation again."""
+        (clips / "away").mkdir()
+        gone = [path.rename(clips / "away" / path.name) for path in clips.glob("test*.mp4")]
+        cfg = tiny_clip_config("mvit", clips, tmp_path / "out", *ONE_EPOCH, "TEST.NUM_TEMPORAL_CLIPS", "[1]")
+        assert "None of the files to test on can be read" in error_of(cfg)
+        failed = log_of(tmp_path / "out", "epoch")[-1]
+        assert failed["epoch"] == 1 and failed["images"] == 5 and "test_top1" not in failed
+        assert "Top-1, best" in (tmp_path / "out" / "report.html").read_text()
+        for path in gone:
+            path.rename(clips / path.name)
+        assert main(cfg) == 0
+        lines = [line for line in log_of(tmp_path / "out", "epoch") if line["epoch"] == 1]
+        (line,) = lines
+        assert line["test_videos"] == 5 and line["top1"] == failed["top1"] and "unfinished" not in line
+        assert main(cfg) == 0 and log_of(tmp_path / "out", "epoch") == lines  # the third start finds nothing to do
+
+    @pytest.mark.parametrize("problem", ["no labels", "no class folders", "unknown class"])
+    def test_a_test_that_cannot_be_is_refused_before_training(self, problem, clips, tmp_path, error_of):
+        if problem == "no labels":
+            (clips / "test.csv").write_text("test_0.mp4\ntest_1.mp4\n")
+        else:
+            (clips / "test.csv").unlink()
+            place = clips / "test" / ("other" if problem == "unknown class" else "")
+            place.mkdir(parents=True)
+            shutil.copy(clips / "test_0.mp4", place)
+        error = error_of(tiny_clip_config("mvit", clips, tmp_path / "out", *ONE_EPOCH))
+        words = {"no labels": "the line has no label", "unknown class": "which the training split lacks"}
+        assert words.get(problem, problem) in error and "TEST.ENABLE False" in error and ".." not in error
+        assert not (tmp_path / "out" / "checkpoints").exists() and not list(tmp_path.glob("out/log.jsonl"))
+        off = tiny_clip_config("mvit", clips, tmp_path / "out", *ONE_EPOCH, "TEST.ENABLE", "False")
+        assert main(off) == 0
+
     @pytest.mark.parametrize("kind", ["maskfeat", "mvit"])
     def test_unreadable_validation_clips(self, kind, clips, tmp_path, error_of):
         """Some are left out of the numbers; where all are, no number is made up."""
         reasons = spoil(clips, "val")
+        if kind == "maskfeat":  # no model's classes bound its labels
+            del reasons[str(clips / "beyond.mp4")]
         keys = ["SOLVER.MAX_EPOCH", "1", "TRAIN.EVAL_PERIOD", "1", "TEST.ENABLE", "False", "MONITOR.NUM_PICTURES", "0"]
         assert main(tiny_clip_config(kind, clips, tmp_path / "out", *keys)) == 0
         check_listed(tmp_path / "out", reasons, "val")
@@ -193,12 +228,15 @@ class TestFiles:
         assert f"missing: 1\n  {clips}/absent.mp4\n" in said and "unreadable: 5\n" in said
 
 
+PIXELS = ["MASK.METHOD", "maskfeat", "MASK.PRED_HOG", "False", "MASK.TARGET", "pixel"]
 MISTAKES = [
     (PRETRAIN, ["DATA.DECODING_BACKEND", "opencv"], ["DATA.DECODING_BACKEND", "pyav"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[3, 8, 8]"], ["AUG.MASK_WINDOW_SIZE", "3"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[4, 5, 8]"], ["AUG.MASK_WINDOW_SIZE", "5"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[8, 8]"], ["AUG.MASK_WINDOW_SIZE", "three"]),
     (PRETRAIN, ["AUG.MASK_WINDOW_SIZE", "[4, 8, 16]"], ["AUG.MASK_WINDOW_SIZE"]),
+    (PRETRAIN, ["DATA.NUM_FRAMES", "7"], ["DATA.NUM_FRAMES 7", "multiple of 2"]),
+    (PRETRAIN, [*PIXELS, "DATA.NUM_FRAMES", "7"], ["DATA.NUM_FRAMES 7", "multiple of 2"]),
     (PRETRAIN, ["AUG.MASK_TUBE", "True", "AUG.MASK_FRAMES", "True"], ["AUG.MASK_TUBE", "AUG.MASK_FRAMES"]),
     (PRETRAIN, ["AUG.MASK_TYPE", "block"], ["AUG.MASK_TYPE", "cube"]),
     (PRETRAIN, ["MASK.METHOD", "mff"], ["MASK.METHOD mff", "images"]),

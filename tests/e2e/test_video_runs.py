@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import resource
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from mfm_core.checkpoint.init_from import init_from
 from mfm_core.data.loader import Loader
 from mfm_core.interfaces import SampleKey
 from mfm_core.monitor.meters import Throughput
+from mfm_video import views
 from mfm_video.data.build import train_dataset
 from mfm_video.data.sampling import ClipSpec, clip_indices, even_start
 from mfm_video.entry import doctor, dry_run, main
@@ -137,6 +139,26 @@ def test_testing_repeats_what_training_ended_with(trained_clips, clip_folder, tm
     }
     again, _ = load_scores(tmp_path / "test" / "test_scores_2.safetensors")
     assert torch.equal(first.scores, again.scores)
+
+
+def test_the_workers_of_a_test_end_with_it(trained_clips, only_tests, tmp_path, monkeypatch):
+    """Each of several tests has its own; what they could not read stays listed."""
+    alive = []
+    evaluate = views.evaluate_views
+
+    def counted(*arguments):
+        result = evaluate(*arguments)
+        alive.append(len(multiprocessing.active_children()) - before)
+        return result
+
+    monkeypatch.setattr(views, "evaluate_views", counted)
+    (only_tests / "test_0.mp4").write_bytes(b"")
+    keys = ["DATA_LOADER.NUM_WORKERS", "1", "TEST.NUM_TEMPORAL_CLIPS", "[1, 2, 3]"]
+    cfg = multiview("mvit", only_tests, tmp_path, trained_clips("mvit"), *keys)
+    before = len(multiprocessing.active_children())
+    assert main(cfg) == 0
+    assert alive == [1, 1, 1] and len(multiprocessing.active_children()) == before
+    assert [Path(line["path"]).name for line in log_of(tmp_path, "bad_file")] == ["test_0.mp4"]
 
 
 def test_what_is_to_be_tested_can_be_described_and_checked(only_tests, tmp_path):

@@ -173,6 +173,41 @@ def test_workers_change_nothing(data):
         assert torch.equal(one.index, two.index)
 
 
+def folders(root, split, names):
+    """Class folders with a clip in each."""
+    for name in names:
+        (root / split / name).mkdir(parents=True)
+        write_clip(root / split / name / "clip.mp4", 4)
+
+
+def test_class_folders_are_tested_under_the_numbers_of_the_list_that_was_trained_on(tmp_path):
+    """Even beside folders from which the list was made, and which sort otherwise."""
+    names = ("left", "right", "down")
+    for split in ("train", "test"):
+        folders(tmp_path, split, names)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    (tmp_path / "train.csv").write_text("".join(f"train/{name}/clip.mp4 {i}\n" for i, name in enumerate(names)))
+    for trains in (True, False):
+        videos = build.test_dataset(config(tmp_path, "TRAIN.ENABLE", trains)).listing
+        found = {videos.paths.relative(i).split("/")[0]: int(videos.labels[i]) for i in range(len(videos))}
+        assert found == {"left": 0, "right": 1, "down": 2} and videos.classes == names
+
+
+def test_some_class_folders_alone_have_no_numbers(tmp_path):
+    """Neither the first ones, nor a traceback; with all of the training split's they are known."""
+    folders(tmp_path, "test", ("left", "right"))
+    cfg = config(tmp_path, "TRAIN.ENABLE", False)
+    with pytest.raises(UserError, match="MODEL.NUM_CLASSES is 3, but .*test has 2 classes, and there is no"):
+        build.test_dataset(cfg)
+    assert ["has 2 classes" in problem for problem in build.check_data(cfg).problems] == [True]
+    folders(tmp_path, "train", ("down", "left", "right"))
+    videos = build.test_dataset(cfg).listing
+    assert videos.labels.tolist() == [1, 2] and len(videos.classes) == 3
+    cfg.MODEL.NUM_CLASSES = 4
+    with pytest.raises(UserError, match="NUM_CLASSES is 4, but the training videos have 3 classes"):
+        build.test_dataset(cfg)
+
+
 REASONS = ["the file is empty", "at most sound", "no such file", "no label", "label 9"]
 
 
@@ -208,6 +243,14 @@ def test_tests_say_which_videos_are_missing(spoilt):
     assert "sound" in named["sound.mp4"] and "no such file" in named["absent.mp4"]
     evaluated = build.eval_dataset(cfg, "val")
     assert [len(evaluated[SampleKey(0, i)].views) for i in range(6)] == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_tab_between_path_and_label(spoilt):
+    """As YAML writes it, and as a shell passes it on."""
+    (spoilt / "train.csv").write_text("my a.mp4\t0\nb.mp4\t2\n")
+    for written in ("\t", "\\t"):
+        videos = build.videos_of(config(spoilt, "DATA.PATH_LABEL_SEPARATOR", written), "train")
+        assert videos.paths.relative(0) == "my a.mp4" and videos.labels.tolist() == [0, 2] and not videos.problems
 
 
 def test_only_bad_videos_end_a_run(spoilt):

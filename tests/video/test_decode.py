@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,20 +12,36 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import damage, numbered, numbers, rotate, truncate, write_clip, write_frames, write_sound
+from clips import (
+    claim_duration,
+    claim_frames,
+    damage,
+    enlarge_frame,
+    numbered,
+    numbers,
+    rotate,
+    truncate,
+    write_clip,
+    write_frames,
+    write_sound,
+)
+from PIL import Image
 
 from mfm_core.errors import UserError
 from mfm_video.data.decode import open_video
 from mfm_video.data.read_av import AvVideo
-from mfm_video.data.unreadable import UnreadableVideo
+from mfm_video.data.unreadable import UnreadableVideo, readable
 
 BACKENDS = ["pyav", pytest.param("decord", marks=pytest.mark.skipif(not find_spec("decord"), reason="no decord"))]
 UNEVEN = [10 * i + 25 * (i // 7) for i in range(48)]
+OPEN_GROUPS = "open-gop=1:bframes=3:b-pyramid=normal:keyint=12:scenecut=0"
+"""Without scenecut=0, x264 closes its groups where the numbers jump."""
 FILES = {
     "b_frames.mp4": {},
     "b_frames.mkv": {},
     "no_b_frames.mp4": {"b_frames": 0},
-    "open_gop.mp4": {"codec_options": {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal:keyint=12"}},
+    "open_gop.mp4": {"codec_options": {"x264-params": OPEN_GROUPS}},
+    "open_gop.mkv": {"codec_options": {"x264-params": OPEN_GROUPS}},
     "late_start.mp4": {"start": 500},
     "late_start.mkv": {"start": 500},
     "uneven.mp4": {"times": UNEVEN},
@@ -54,6 +71,7 @@ def test_frames_are_those_asked_for(name, backend, tmp_path):
         assert numbers(video.read(SOME)) == SOME
         assert numbers(video.read([3])) == [3]
         assert numbers(video.read(range(48))) == list(range(48))
+        assert numbers(video.read(range(0, 48, 3))) == list(range(0, 48, 3))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -86,6 +104,15 @@ def test_pixels_are_ffmpegs(backend, tmp_path):
     assert read.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["a:b.mp4", "file:c.mp4", "-d.mp4"])
+def test_names_that_look_like_protocols(name, backend, tmp_path, monkeypatch):
+    write_clip(tmp_path / "a.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with open_video(name, backend) as video:
+        assert numbers(video.read(SOME)) == SOME
+
+
 def test_frame_rates(tmp_path):
     """Of the file, unless it says something else than its time stamps."""
     rates = {}
@@ -95,6 +122,13 @@ def test_frame_rates(tmp_path):
     assert rates == pytest.approx({"a.mp4": 24, "b.ts": 25, "c.avi": 25})
     with open_video(str(write_clip(tmp_path / "d.mp4", times=UNEVEN))) as video:
         assert video.fps == pytest.approx(48 / (UNEVEN[-1] + 10) * 240, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["open_gop.mp4", "open_gop.mkv", "b_frames.mp4", "no_b_frames.mp4", "late_start.mkv"])
+def test_open_groups_of_pictures_are_known(name, tmp_path):
+    """Else a test that takes the encoder's word for them would test nothing."""
+    with AvVideo(str(write_clip(tmp_path / name, **FILES[name]))) as video:
+        assert video._index.closed is video.plain is not name.startswith("open")
 
 
 def test_far_apart_frames_are_reached_from_key_frames_near_them(tmp_path):
@@ -165,6 +199,22 @@ def test_a_folder_of_images_in_the_order_of_its_numbers(tmp_path):
         assert video.read([1], 24).shape == (1, 3, 24, 32)
 
 
+@pytest.mark.parametrize("short_side", [0, 24])
+def test_frames_of_16_bits_are_scaled(short_side, tmp_path):
+    """Not cut off at 255; what has no fixed range is refused."""
+    ramp = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
+    for i in range(3):
+        Image.fromarray((ramp / 2**i).astype(np.uint16)).save(tmp_path / f"{i}.png")
+    with open_video(str(tmp_path)) as video:
+        frames = video.read([0, 2], short_side).float()
+    assert frames.shape[2:] == ((24, 32) if short_side else (48, 64))
+    means = [ramp.mean() / 257, ramp.mean() / 257 / 4]
+    assert frames.mean((1, 2, 3)).tolist() == pytest.approx(means, abs=0.5)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "3.tiff")
+    with pytest.raises(UnreadableVideo, match="3.tiff cannot be read: floating-point"), open_video(str(tmp_path)) as v:
+        v.read([3])
+
+
 def test_decoders_agree(tmp_path):
     """PyAV, decord and the images themselves, to what the codec loses."""
     frames = [numbered(i) for i in range(30)]
@@ -197,6 +247,7 @@ def bad_videos(tmp_path_factory):
         "truncated: 4": truncate(streamed, folder / "truncated.mp4", 0.66),
         "at most sound": write_sound(folder / "sound.mp4"),
         "damaged: ": damage(streamed, folder / "damaged.mp4"),
+        "Cannot allocate": enlarge_frame(whole, folder / "huge_frame.mp4", 20, 0x30000000),
         "no image": folder / "no_images",
         "there is no such": folder / "pipe.mp4",
         "img_3.png": half,
@@ -204,7 +255,7 @@ def bad_videos(tmp_path_factory):
 
 
 REASONS = ("no such file", "empty", "no video, or a damaged one", "damaged one", "truncated: 4", "at most sound",
-           "damaged: ", "no image", "there is no such", "img_3.png")  # fmt: skip
+           "damaged: ", "Cannot allocate", "no image", "there is no such", "img_3.png")  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -214,6 +265,29 @@ def test_bad_videos_say_why_in_one_line(reason, backend, bad_videos):
     with pytest.raises(UnreadableVideo, match=reason) as caught, open_video(path, backend) as video:
         video.read(range(video.frames))
     assert caught.value.path == path and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_headers_that_claim_more_frames_than_there_are(backend, name, tmp_path):
+    """decord takes memory for as many, or ends the process: it is asked in another one."""
+    whole, file = write_clip(tmp_path / name), tmp_path / f"claims_{name}"
+    claim_frames(whole, file, 0x7FFFFFFF) if name == "a.mp4" else claim_duration(whole, file, 1e14)
+    code = f"""
+from mfm_video.data.decode import open_video
+with open_video({str(file)!r}, {backend!r}) as video:
+    print(video.frames, tuple(video.read([3, 30]).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "48 (2, 3, 48, 64)\n", done.stderr
+
+
+def test_errors_that_are_not_the_files_pass(tmp_path):
+    """Another file would fare no better: where this process has no memory, or no more files may be open."""
+    for error in (MemoryError(), OSError(errno.EMFILE, "Too many open files")):
+        with pytest.raises(type(error)) as caught, readable("a.mp4", "damaged"):
+            raise error
+        assert caught.value is error
 
 
 def test_nothing_stays_open(bad_videos, tmp_path):

@@ -186,6 +186,26 @@ def test_exact_cubes():
         assert not (cubes & ~whole).any()
 
 
+@pytest.mark.parametrize(("window", "ratio"), [((4, 8, 8), 0.04), ((8, 7, 7), 0.02), ((8, 14, 14), 0.02)])
+def test_a_ratio_that_no_cube_fits_into(window, ratio):
+    """Most masks would be empty, and the loss of a batch of such the mean of nothing; exact counts are met singly."""
+    with pytest.raises(UserError, match=f"AUG.MASK_RATIO {ratio} hides nothing in most clips.*PATCHES_PER_BLOCK"):
+        CubeMask(window, ratio)
+    smaller, exact = CubeMask(window, ratio, max_block=5), CubeMask(window, ratio, exact=3)
+    assert draw(smaller, 40).flatten(1).any(dim=1).float().mean() > 0.5
+    assert (draw(exact, 40).flatten(1).sum(dim=1) == 3).all()
+    assert draw(CubeMask(window, 0.08), 40).flatten(1).any(dim=1).all()
+
+
+def test_a_window_of_one_place():
+    """What is too small is the window, not the ratio, nor the images."""
+    for masks in (["AUG.MASK_TYPE", "cube"], ["AUG.MASK_TUBE", "True"]):
+        cfg = load_config(RECIPE, [*masks, "AUG.MASK_WINDOW_SIZE", "[1, 1, 1]"])
+        with pytest.raises(UserError, match="no token to hide; raise AUG.MASK_WINDOW_SIZE") as caught:
+            masks_from_cfg(cfg, (8, 14, 14))
+        assert "PATCH_STRIDE" not in str(caught.value) and "the ratio" not in str(caught.value)
+
+
 def test_windows_without_room():
     with pytest.raises(UserError, match="AUG.MASK_RATIO 0.001 of a 8 x 7 x 7 grid"):
         CubeMask((8, 7, 7), 0.001)

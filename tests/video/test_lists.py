@@ -47,6 +47,28 @@ def test_relative_paths_start_here_or_beside_the_list(tmp_path, monkeypatch):
     assert list_videos(root, "train").paths[1] == "v/b.mp4"
 
 
+@pytest.mark.parametrize("first", ["path label", "gone.mp4 0", "gone/0.mp4 0\n" * 400, "https://host/x.mp4 0"])
+def test_where_relative_paths_start_is_not_for_the_first_line_to_say(first, tmp_path, monkeypatch):
+    """It may be a header, or name a video that is gone; and so may the first hundreds, one class of many."""
+    root = tmp_path / "root"
+    touch(root / "v" / "a.mp4", *(tmp_path / name for name in ("path", "elsewhere/b.mp4")))
+    write(root, first + "\n" + "v/a.mp4 1\n" * 500)
+    monkeypatch.chdir(tmp_path)
+    found = list_videos(root, "train", 2)
+    assert found.paths[len(found) - 1] == str(root / "v" / "a.mp4")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write(root, first + "\n" + "b.mp4 1\n" * 500)
+    assert list_videos(root, "train", 2).paths[500] == "b.mp4"
+
+
+def test_paths_that_lead_nowhere_are_looked_for_beside_the_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root").mkdir()
+    videos = list_videos(write(tmp_path / "root", "v/a.mp4 0\n/b.mp4 1\n"), "train", 2)
+    assert [*videos.paths] == [str(tmp_path / "root" / "v/a.mp4"), "/b.mp4"]
+    assert list_videos(write(tmp_path / "root", "/a.mp4 0\n/b.mp4 1\n"), "train", 2).paths.relative(0) == "/a.mp4"
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -64,6 +86,26 @@ def test_a_line_that_cannot_be_used_is_a_problem_of_its_own(line, why, tmp_path)
     assert videos.where(1) == " (train.csv line 2)"
 
 
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [
+        ("--5", "'--5' is no number"),
+        ("\N{SUPERSCRIPT TWO}", "is no number"),
+        ("\N{ARABIC-INDIC DIGIT TWO}", "is no number"),
+        ("99999999999999999999", "the label 99999999999999999999 is not possible"),
+        ("-99999999999999999999", "labels start at 0"),
+        ("20000000", "the label 20000000 is not possible"),
+        ("9" * 5000, "the label 999"),
+    ],
+)
+def test_numbers_that_are_no_labels(label, why, num_classes, tmp_path):
+    """Neither a traceback, nor names for twenty million classes."""
+    videos = list_videos(write(tmp_path, f"/a.mp4 {label}\n/b.mp4 2\n"), "train", num_classes)
+    assert why in videos.problems[0] and len(videos.problems[0]) < 200
+    assert len(videos.classes) == 3 and videos.labels.tolist() == [0, 2]
+
+
 def test_where_no_line_can_be_used_the_list_is_refused(tmp_path):
     write(tmp_path, "a.mp4 1\nb.mp4 2\n")
     with pytest.raises(UserError, match=r"train.csv line 1: .*no label.*no line"):
@@ -75,14 +117,23 @@ def test_where_no_line_can_be_used_the_list_is_refused(tmp_path):
 def test_pretraining_takes_any_label_or_none(tmp_path):
     assert list_videos(write(tmp_path, "a.mp4 7\n"), "train").classes == tuple(f"class {i}" for i in range(8))
     videos = list_videos(write(tmp_path, "my a.mp4\nb.mp4\n"), "train", separator=",")
-    assert [*videos.paths] == ["my a.mp4", "b.mp4"] and videos.labels.tolist() == [0, 0] and not videos.problems
+    assert [videos.paths.relative(i) for i in (0, 1)] == ["my a.mp4", "b.mp4"]
+    assert videos.labels.tolist() == [0, 0] and not videos.problems and videos.classes == ("",)
+    with pytest.raises(UserError, match="the line has no label"):
+        list_videos(tmp_path, "train", separator=",", needs_labels=True)
 
 
-def test_labels_of_the_training_split_bound_those_of_validation(tmp_path):
-    write(tmp_path, "a.mp4 1\nb.mp4 0\n")
-    write(tmp_path, "a.mp4 1\nb.mp4 2\n", "val.csv")
-    train = list_videos(tmp_path, "train")
-    assert list(list_videos(tmp_path, "val", classes=train.classes).problems) == [1]
+def test_only_a_models_classes_bound_labels(tmp_path):
+    """Not those of the training list, which may have no labels, or not the last ones."""
+    write(tmp_path, "a.mp4 1\nb.mp4 5\n", "val.csv")
+    for train in ("a.mp4 1\nb.mp4 0\n", "a.mp4\nb.mp4\n"):
+        known = list_videos(write(tmp_path, train), "train").classes
+        videos = list_videos(tmp_path, "val", classes=known)
+        assert not videos.problems and videos.labels.tolist() == [1, 5] and len(videos.classes) == 6
+    write(tmp_path, "a.mp4\nb.mp4\n", "val.csv")
+    assert not list_videos(tmp_path, "val", classes=("class 0", "class 1")).problems
+    videos = list_videos(write(tmp_path, "a.mp4 1\nb.mp4 -1\n"), "train", needs_labels=True)
+    assert videos.problems == {1: "the label -1 is not possible: labels start at 0"}
 
 
 def test_class_folders(tmp_path):
@@ -154,6 +205,8 @@ def test_a_list_from_the_web(site, tmp_path):
     (site.folder / "classes.txt").write_text("cat\ndog\n")
     ask_anew()
     assert list_videos(site.address, "train", num_classes=2).classes == ("cat", "dog")
+    (site.folder / "test.csv").write_text("b.mp4 0\n")
+    assert list(list_videos(site.address, "test").paths) == ["b.mp4"]  # not beside the list, which lies nowhere
     with pytest.raises(UserError, match="DATA.PATH_TO_DATA_DIR: .*/val.csv .*404"):
         list_videos(site.address, "val")
 

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from golden_cases import cases, load_case
 from score_files import load_scores
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfm_core.engine.multiview import VideoScores, accuracies, evaluate_views
 from mfm_core.engine.result_exhibits import exhibits_of
@@ -117,6 +118,26 @@ def test_samples_of_several_views(per_sample):
 
     result = evaluate(loader(), views_per_sample=per_sample)
     assert torch.equal(result.scores, whole.scores) and torch.equal(result.views, whole.views)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the numbers of the largest tensor that any operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        self.size = max(self.size, made.numel() if isinstance(made, torch.Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("combine", ["sum", "max"])
+def test_the_probabilities_of_all_views_are_never_put_together(combine):
+    """There are most of them in a large test: beside the batches', which are held, only a video's sums are."""
+    probabilities, labels = views()
+    with Largest() as largest:
+        evaluate(list(batches(range(VIDEOS * VIEWS), 3, probabilities, labels, VIEWS)), combine=combine)
+    assert largest.size == VIDEOS * CLASSES < len(probabilities) * CLASSES
 
 
 def test_probabilities_are_taken_in_float32():

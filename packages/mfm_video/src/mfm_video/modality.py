@@ -30,7 +30,7 @@ from mfm_video.data.build import (
 from mfm_video.data.lists import VideoList, is_frame_folder
 from mfm_video.models import build_model, example_input
 from mfm_video.pictures.reconstruction import reconstruction
-from mfm_video.views import judge_views
+from mfm_video.views import judge_views, test_listing
 
 
 def classes(cfg: CfgNode) -> tuple[str, ...]:
@@ -107,6 +107,7 @@ VIDEOS = Modality(
     explain=explain,
     draw={},
     finish=judge_views,
+    test_listing=test_listing,
     tests_itself=True,
     seen_as=seen_as,
     read=read,

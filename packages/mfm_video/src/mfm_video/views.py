@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
+
 from mfm_core.engine.multiview import VideoScores, accuracies, evaluate_views
 from mfm_core.engine.result_exhibits import exhibits_of
 from mfm_core.engine.score_file import save_scores
+from mfm_core.errors import UserError
 from mfm_core.objective import Classifier
 from mfm_core.tasks.modality import ClassifierTask, Drawn
-from mfm_video.data.build import has_split, test_dataset
+from mfm_video.data.build import has_split, test_dataset, test_videos
 from mfm_video.data.lists import VideoList
+
+
+def test_listing(cfg: CfgNode) -> VideoList | None:
+    """The test videos; None where TEST.ENABLE is off, or where a run that trains has none.
+
+    Raises:
+        UserError: where their labels or classes cannot be known. Whether there are such files shows when they are read.
+    """
+    if not cfg.TEST.ENABLE or cfg.TRAIN.ENABLE and not has_split(cfg, "test"):
+        return None
+    try:
+        return test_videos(cfg)
+    except UserError as error:
+        if not cfg.TRAIN.ENABLE:
+            raise
+        raise UserError(f"The test that follows training: {error}. Mend it, or set TEST.ENABLE False.") from error
 
 
 def judge_views(
@@ -20,15 +39,14 @@ def judge_views(
 
     TEST.NUM_TEMPORAL_CLIPS lists numbers of clips; the first counts, and each gives test_top1/clips_N and
     test_top5/clips_N. Where it is empty, TEST.NUM_ENSEMBLE_VIEWS is the only one. The scores go to
-    test_scores_N.safetensors beside the log. Nothing is done where TEST.ENABLE is off, or where a run that trains has
-    no test videos.
+    test_scores_N.safetensors beside the log. Nothing is done without test videos.
     """
-    cfg = task.cfg
-    if not cfg.TEST.ENABLE or cfg.TRAIN.ENABLE and not has_split(cfg, "test"):
+    cfg, videos = task.cfg, task.test_listing
+    if videos is None:
         return {}, []
     results = {}
     for clips in list(cfg.TEST.NUM_TEMPORAL_CLIPS) or [cfg.TEST.NUM_ENSEMBLE_VIEWS]:
-        results[clips], videos = _scores(task, model, clips)
+        results[clips] = _scores(task, model, clips)
         if task.world.is_main:
             names = [videos.paths.relative(i) for i in range(len(videos))]
             save_scores(Path(cfg.OUTPUT_DIR) / f"test_scores_{clips}.safetensors", results[clips], names)
@@ -37,9 +55,8 @@ def judge_views(
     return values, exhibits_of(first, videos.classes, videos.paths.relative)
 
 
-def _scores(task: ClassifierTask, model: Classifier, clips: int) -> tuple[VideoScores, VideoList]:
-    """Of all test videos, by `clips` clips of each, and the list of them."""
-    dataset = test_dataset(task.cfg, clips)
-    videos = dataset.listing
-    loader = task.loader(dataset)
-    return evaluate_views(model, loader, len(videos), dataset.num_views, task.world, task.autocast), videos
+def _scores(task: ClassifierTask, model: Classifier, clips: int) -> VideoScores:
+    """Of all test videos, by `clips` clips of each."""
+    dataset = test_dataset(task.cfg, clips, task.test_listing)
+    with task.one_pass(dataset) as loader:
+        return evaluate_views(model, loader, len(dataset.listing), dataset.num_views, task.world, task.autocast)

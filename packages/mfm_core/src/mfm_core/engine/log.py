@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -31,6 +32,8 @@ from mfm_core.report.panels import save_png
 
 logger = logging.getLogger(__name__)
 BOARD = "TensorBoard"
+UNFINISHED = "unfinished"
+"""In an epoch's line: what was to be measured last has failed. The next start measures it all, and writes it anew."""
 MAX_WAITING = 10_000
 """Lines that wait for room on the disk, at most."""
 
@@ -235,7 +238,8 @@ class RunLog:
 
 
 def rewind_log(path: Path, step: int) -> None:
-    """Moves the lines of steps and epochs after `step` from the log to log_undone.jsonl, so that each is there once.
+    """Moves the lines of steps and epochs after `step`, and of an `UNFINISHED` one, from the log to log_undone.jsonl:
+    each is there once.
 
     Raises UserError where the folder cannot be written.
     """
@@ -251,9 +255,11 @@ def rewind_log(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a step's or an epoch's line; -1 for any other."""
+    """The step of a step's or an epoch's line, infinite where that is `UNFINISHED`; -1 for any other."""
     try:
         record = json.loads(line)
+        if record["kind"] == "epoch" and UNFINISHED in record:
+            return math.inf
         return float(record["step"]) if record["kind"] in ("step", "epoch") else -1
     except (ValueError, KeyError, TypeError):
         return -1

@@ -6,9 +6,10 @@ spread over a video, times NUM_SPATIAL_CROPS crops of each. An image is a video 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,21 +98,39 @@ def evaluate_views(
     """
     if combine not in COMBINE:
         raise ValueError(f"views are combined by one of {COMBINE}, not '{combine}'")
-    view, probability, label = _own_views(model, loader, world, autocast, views_per_sample)
+    found = list(_own_views(model, loader, world, autocast, views_per_sample))
+    view = torch.cat([_NONE, *(batch.view for batch in found)])
     if len(view) and int(view.max()) >= videos * views_per_video:
         raise ValueError(f"view {int(view.max())} is not one of {videos} videos with {views_per_video} views each")
-    classes = int(world.all_max(torch.tensor(probability.shape[1], device=world.device)))
+    classes = max((batch.probability.shape[1] for batch in found), default=0)
+    classes = int(world.all_max(torch.tensor(classes, device=world.device)))
     if not classes:
         raise UserError("None of the files to test on can be read; check them with `run_net.py doctor`.")
-    first = _first_here(view, world)
-    view, probability, label = view[first], probability[first].reshape(len(first), classes), label[first]
-    video = view // views_per_video
-    views = torch.bincount(video, minlength=videos)
-    labels = torch.full((videos,), -1).index_copy(0, video, label)
+    scores = torch.zeros(videos, classes, dtype=torch.float64)  # in float64 the ranks' shares do not show
+    views, labels = torch.zeros(videos, dtype=torch.int64), torch.full((videos,), -1)
+    for batch, new in zip(found, _first_here(view, world).split([len(batch.view) for batch in found])):
+        video, probability = batch.view[new] // views_per_video, batch.probability[new].double()
+        if combine == "sum":
+            scores.index_add_(0, video, probability)
+        else:
+            scores.scatter_reduce_(0, video[:, None].expand_as(probability), probability, "amax")
+        views += torch.bincount(video, minlength=videos)
+        labels.index_copy_(0, video, batch.label[new])
     together = world.all_sum if combine == "sum" else world.all_max
-    scores = together(_combined(probability, video, videos, combine).to(world.device))
+    scores = together(scores.to(world.device))
     views, labels = world.all_sum(views.to(world.device)), world.all_max(labels.to(world.device))
     return VideoScores(scores.cpu().float(), labels.cpu(), views.cpu(), views_per_video)
+
+
+class _Views(NamedTuple):
+    """What a batch says, on CPU: numbers of the views (N,), probabilities (N, classes) float32 and labels (N,)."""
+
+    view: Tensor
+    probability: Tensor
+    label: Tensor
+
+
+_NONE = torch.empty(0, dtype=torch.int64)
 
 
 def _own_views(
@@ -120,18 +139,15 @@ def _own_views(
     world: World,
     autocast: Callable[[], AbstractContextManager],
     views_per_sample: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """This rank's views: their numbers (N,), class probabilities (N, classes) float32 and labels (N,), on CPU."""
-    found = []
+) -> Iterator[_Views]:
+    """This rank's views, batch by batch. Tests are large: they are held once, as another rank may have some, too."""
     for batch in loader:
         if not len(batch):  # all its files were unreadable
             continue
         view = batch.index.cpu() * views_per_sample + _place_in_sample(batch.index.cpu()) % views_per_sample
         with autocast():
             logits = model(batch.inputs.to(world.device, non_blocking=True))
-        found.append((view, logits.float().softmax(dim=1).cpu(), batch.labels.cpu()))
-    nothing = (torch.empty(0, dtype=torch.int64), torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
-    return tuple(torch.cat(parts) for parts in zip(*found)) if found else nothing
+        yield _Views(view, logits.float().softmax(dim=1).cpu(), batch.labels.cpu())
 
 
 def _place_in_sample(index: Tensor) -> Tensor:
@@ -143,18 +159,10 @@ def _place_in_sample(index: Tensor) -> Tensor:
 
 
 def _first_here(view: Tensor, world: World) -> Tensor:
-    """Positions of the first of equal entries of `view` (N,), where no rank before this one has it; ascending views."""
+    """(N,) bool: the first of equal entries of `view` (N,), where no rank before this one has it."""
     order = view.argsort(stable=True)
     ordered = view[order]
     first = torch.ones(len(view), dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
-    before = torch.cat([view[:0], *world.gather(view)[: world.rank]])
-    return order[first & ~torch.isin(ordered, before)]
-
-
-def _combined(probability: Tensor, video: Tensor, videos: int, combine: str) -> Tensor:
-    """(N, classes) and whose they are to (videos, classes) float64; in float64 the ranks' shares do not show."""
-    whole = torch.zeros(videos, probability.shape[1], dtype=torch.float64)
-    if combine == "sum":
-        return whole.index_add(0, video, probability.double())
-    return whole.scatter_reduce(0, video[:, None].expand_as(probability), probability.double(), "amax")
+    before = torch.cat([_NONE, *world.gather(view)[: world.rank]])
+    return torch.zeros_like(first).index_copy_(0, order, first & ~torch.isin(ordered, before))

@@ -21,12 +21,20 @@ class BlockMask:
     exceeds round(ratio * tokens) and often falls a little short of it.
 
     exact: the number of tokens to hide in the place of that count, in every image the same, for encoders that see the
-    visible tokens only. Tokens that no block has reached are then hidden singly until it is met.
+    visible tokens only. Tokens that no block has reached are then hidden singly until it is met. more_room: what makes
+    the grid larger, for the message of the UserError where it is too small for blocks.
     """
 
     attempts = 10
 
-    def __init__(self, grid: Grid, ratio: float, max_block: int | None = None, exact: int | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        ratio: float,
+        max_block: int | None = None,
+        exact: int | None = None,
+        more_room: str = "raise the image size, or lower MVIT.PATCH_STRIDE",
+    ) -> None:
         self.grid, self.exact = tuple(grid), exact
         self.requested = round(ratio * math.prod(grid)) if exact is None else exact
         self.min_block = self.requested // 5
@@ -34,7 +42,7 @@ class BlockMask:
         if self.requested < 1 or min(grid[-2:]) < 2:
             raise UserError(
                 f"AUG.MASK_RATIO {ratio} of a {' x '.join(map(str, grid))} grid leaves no token to hide; "
-                "raise the ratio or the image size, or lower MVIT.PATCH_STRIDE."
+                f"{'raise the ratio, or ' if min(grid[-2:]) > 1 else ''}{more_room}."
             )
 
     def __call__(self, generator: torch.Generator, image: Tensor | None = None) -> Tensor:

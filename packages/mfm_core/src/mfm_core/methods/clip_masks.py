@@ -8,7 +8,7 @@ from mfm_core.config.plan import drawing_of, mask_window, method_of
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Grid
 from mfm_core.masking.block import BlockMask
-from mfm_core.masking.cube import CubeMask
+from mfm_core.masking.cube import WIDER, CubeMask
 from mfm_core.masking.enlarged import Enlarged
 from mfm_core.masking.random import RandomMask
 from mfm_core.methods.parts import EQUAL_COUNTS, MASKS, hidden_in_window
@@ -29,7 +29,8 @@ def tube_from_cfg(cfg: CfgNode, grid: Grid) -> Enlarged:
     if drawing_of(cfg) == "random":
         return Enlarged(RandomMask(window, hidden_in_window(cfg, window)), window, grid)
     largest = cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK
-    return Enlarged(BlockMask(window[1:], cfg.AUG.MASK_RATIO, largest, _exact(cfg, window)), window, grid)
+    blocks = BlockMask(window[1:], cfg.AUG.MASK_RATIO, largest, _exact(cfg, window), WIDER)
+    return Enlarged(blocks, window, grid)
 
 
 @MASKS.register("frames")

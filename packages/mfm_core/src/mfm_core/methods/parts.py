@@ -68,11 +68,16 @@ def loss_from_cfg(cfg: CfgNode, backbone: Backbone) -> Loss:
 
 
 def check_patches(cfg: CfgNode, backbone: Backbone) -> None:
-    """Raises UserError where tokens overlap, leave gaps or reach beyond the image, so that none has its own target."""
+    """Raises UserError where tokens overlap, leave gaps or reach beyond the image or the clip: none has its target."""
     patch, side = backbone.patch_stride, cfg.DATA.TRAIN_CROP_SIZE
     if side % patch[-1]:
         raise UserError(
             f"Pre-training needs DATA.TRAIN_CROP_SIZE {side} to be a multiple of {patch[-1]}, the model's last stride."
+        )
+    if len(patch) == 3 and cfg.DATA.NUM_FRAMES % patch[0]:
+        raise UserError(
+            f"Pre-training needs DATA.NUM_FRAMES {cfg.DATA.NUM_FRAMES} to be a multiple of {patch[0]}, the frames of a "
+            "token."
         )
     if arch_of(cfg) in PLAIN and (tuple(cfg.MVIT.PATCH_KERNEL) != patch or any(cfg.MVIT.PATCH_PADDING)):
         raise UserError(

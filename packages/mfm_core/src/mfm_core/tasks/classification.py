@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -9,11 +13,18 @@ from torch import Tensor, nn
 from mfm_core.data.loader import Loader, eval_loader
 from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
-from mfm_core.interfaces import Batch
+from mfm_core.interfaces import BadFile, Batch
 from mfm_core.parallel.world import World
 from mfm_core.tasks.datasets import DataSet
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.shown import Drawn
+
+
+@dataclass(frozen=True)
+class PastLoader:
+    """What is left of a loader that is through. bad: the unreadable files that it met, by path."""
+
+    bad: dict[str, BadFile]
 
 
 class ClassificationTask:
@@ -30,10 +41,11 @@ class ClassificationTask:
         self.autocast = autocast_factory(precision, world.device)
         only_finishes = self.finishes and modality.tests_itself and not cfg.TRAIN.ENABLE
         self.train_set = None if only_finishes else modality.train_set(cfg, fraction=cfg.DATA.LABEL_FRACTION)
+        self.test_listing = modality.test_listing(cfg) if self.finishes else None
         self.files = len(self.train_set) if self.train_set else 0
         self.model = modality.build_model(cfg)
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
-        self._loaders: list[Loader] = []
+        self._loaders: list[Loader | PastLoader] = []
         self.val_loader: Loader | None = None
         if self.train_set is not None:
             classes = self.train_set.listing.classes
@@ -41,9 +53,16 @@ class ClassificationTask:
             self.val_loader = self.loader(modality.eval_set(cfg, "val", classes))
         self.warnings: list[str] = []
 
-    def eval_loaders(self) -> list[Loader]:
+    def eval_loaders(self) -> list[Loader | PastLoader]:
         """The validation files', and what else was looked at."""
         return self._loaders
+
+    @contextmanager
+    def one_pass(self, dataset: DataSet) -> Iterator[Loader]:
+        """As `loader`, for what is looked at once: its workers end with it, as soon as the caller holds it no more."""
+        loader = eval_loader(self.cfg, dataset, self.world)
+        self._loaders.append(PastLoader(loader.bad))
+        yield loader
 
     def loader(self, dataset: DataSet) -> Loader:
         """This process's share of a data set; its unreadable files will be listed."""

@@ -12,9 +12,11 @@ from mfm_core.config.plan import views_of
 from mfm_core.data.loader import Loader
 from mfm_core.data.mixing import Mixer
 from mfm_core.engine.evaluate import evaluate_classifier
+from mfm_core.engine.log import UNFINISHED
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
 from mfm_core.losses.classification import CLASS_LOSSES, smooth_labels
+from mfm_core.parallel.stop import Interrupted
 from mfm_core.parallel.world import World
 from mfm_core.tasks.classification import ClassificationTask
 from mfm_core.tasks.datasets import DataSet
@@ -34,6 +36,7 @@ class FinetuneTask(ClassificationTask):
         self.mixer = mixer_from_cfg(cfg, world)
         self.smoothing = smoothing_of(cfg)
         self._finished: list[Drawn] = []
+        self._failure: Exception | None = None
 
     def prepare(self, batch: Batch) -> Batch:
         """Mixes inputs and labels and smooths labels, where MIXUP says so; labels are then (B, classes)."""
@@ -58,20 +61,34 @@ class FinetuneTask(ClassificationTask):
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
         values = self._accuracy(model, self.val_loader) if self.val_loader else {}
-        if last:
-            found, self._finished = self.modality.finish(self, model, values)
-            values |= found
-        return values
+        return values | self._finish(model, values) if last else values
+
+    def _finish(self, model: nn.Module, known: dict[str, float]) -> dict[str, float]:
+        """What the modality measures at the end. Behind a training run an error waits for `pictures` to raise it, when
+        what is `known` of its last epoch has been logged."""
+        try:
+            found, self._finished = self.modality.finish(self, model, known)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if not (self.cfg.TRAIN.ENABLE and known):
+                raise
+            self._failure = error
+            return {UNFINISHED: True}  # no number, and so no curve
+        return found
 
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
         """What `evaluate_classifier` gives for a data set."""
-        return self._accuracy(model, self.loader(dataset))
+        with self.one_pass(dataset) as loader:
+            return self._accuracy(model, loader)
 
     def _accuracy(self, model: nn.Module, loader: Loader) -> dict[str, float]:
         return evaluate_classifier(model, loader, self.world, self.autocast, self.criterion)
 
     def pictures(self, model: nn.Module, epoch: int, last: bool) -> list[Drawn]:
-        """At the end, what the modality shows of its test and of a few validation files."""
+        """At the end, what the modality shows of its test and of a few validation files; raises what failed there."""
+        if self._failure is not None:
+            raise self._failure
         if not last or not self.world.is_main:
             return []
         explained = self.modality.explain(self, model) if self.cfg.MONITOR.NUM_PICTURES else []

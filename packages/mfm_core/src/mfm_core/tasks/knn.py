@@ -48,6 +48,7 @@ class KnnTask:
                 "KNN.K" + (" or raise KNN.NUM_TRAIN." if cfg.KNN.NUM_TRAIN else ".")
             )
         queries = modality.eval_set(cfg, "val", self.classes)
+        self.num_classes = max(len(listing.classes) for listing in (neighbours.listing, queries.listing))
         self.loaders = {"train": eval_loader(cfg, neighbours, world), "val": eval_loader(cfg, queries, world)}
         self.model: FrozenEncoder = modality.build_model(cfg)
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
@@ -67,7 +68,7 @@ class KnnTask:
         weights = weights_digest(model.state_dict())
         bank, queries = (self.features(model, split, weights) for split in ("train", "val"))
         temperature = self.cfg.KNN.TEMPERATURE
-        found = shared_knn_accuracy(bank, queries, len(self.classes), self.k, temperature, self.world)
+        found = shared_knn_accuracy(bank, queries, self.num_classes, self.k, temperature, self.world)
         top1, top5 = (
             {setting_name(name, "k", k): found[k][i] for k in self.k} for i, name in enumerate(("knn", "knn_top5"))
         )

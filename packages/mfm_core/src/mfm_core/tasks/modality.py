@@ -15,7 +15,7 @@ from mfm_core.data.loader import Loader
 from mfm_core.interfaces import BadFile, Grid, PretrainOutput
 from mfm_core.objective import Classifier, EncoderModel, Pretraining
 from mfm_core.parallel.world import World
-from mfm_core.tasks.datasets import DataSet, EvalSet, TrainSet
+from mfm_core.tasks.datasets import DataSet, EvalSet, Listing, TrainSet
 from mfm_core.tasks.shown import Drawn, Studio
 
 
@@ -35,9 +35,10 @@ class ClassifierTask(Protocol):
     world: World
     autocast: Callable[[], AbstractContextManager]
     val_loader: Loader | None
+    test_listing: Listing | None
 
-    def loader(self, dataset: DataSet) -> Loader:
-        """This process's share of a data set; its unreadable files will be listed."""
+    def one_pass(self, dataset: DataSet) -> AbstractContextManager[Loader]:
+        """A loader of this process's share of a data set, for one pass; its unreadable files will be listed."""
 
     def accuracy(self, model: nn.Module, dataset: DataSet) -> dict[str, float]:
         """What `evaluate_classifier` gives for a data set."""
@@ -60,7 +61,8 @@ class Modality:
     visualise draws beside reconstructions and neighbours, by PICTURE.KIND.
 
     finish: what else is measured after the last epoch, and when testing, given the accuracy that is already known; the
-    numbers and their pictures. tests_itself: whether that is the test, which then needs no validation files.
+    numbers and their pictures. test_listing: the files of their own that it needs, read before anything is trained, or
+    None. tests_itself: whether it is the test, which then needs no validation files.
     """
 
     noun: str
@@ -75,6 +77,7 @@ class Modality:
     draw: Mapping[str, Callable[[Studio], list[Drawn]]]
     explain: Callable[[ClassifierTask, Classifier], list[Drawn]]
     finish: Callable[[ClassifierTask, Classifier, dict[str, float]], tuple[dict[str, float], list[Drawn]]]
+    test_listing: Callable[[CfgNode], Listing | None]
     tests_itself: bool
     seen_as: Callable[[CfgNode], dict[str, Any]]
     read: Callable[[CfgNode, str], Tensor | BadFile]

@@ -20,7 +20,7 @@ from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect_indexed
 from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_core.report.neighbours import find_neighbours, nearest, neighbours_sheet, still_of
-from mfm_core.tasks.datasets import DataSet
+from mfm_core.tasks.datasets import DataSet, Listing
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.shown import readable
 
@@ -29,7 +29,7 @@ class Monitor:
     """Evaluates frozen features and masked prediction on files that never change, of validation where there are any.
 
     fixed: those files. held_out: whether training does not see them; else there is no validation loss. neighbours,
-    queries: of k-NN; its accuracy takes two classes.
+    queries: of k-NN; its accuracy takes two classes, and labels of both.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Monitor:
         self.query_loader = loader(queries) if queries else None
         self.loaders = [x for x in (self.fixed_loader, self.neighbour_loader, self.query_loader) if x is not None]
         self.k, self.temperature = k, temperature
-        self.num_classes = len(fixed.listing.classes)
+        self.num_classes = _classes_of(neighbours.listing, queries.listing) if neighbours and queries else 0
         self.num_pictures, self.neighbours_shown = pictures, neighbours_shown
         self._nearest: tuple[Tensor, Tensor, Tensor] | None = None
         """Of the latest k-NN: (N,) queries to show, (N, k) their neighbours, as indices, and the similarities."""
@@ -141,3 +141,9 @@ class Monitor:
 
     def _features(self, model: Pretraining, loader: Loader) -> tuple[Tensor, Tensor, Tensor]:
         return collect_indexed(model.features, loader, self.world.device, self.autocast())
+
+
+def _classes_of(neighbours: Listing, queries: Listing) -> int:
+    """Among how many classes k-NN decides: each of two lists may lack the other's last; 0 where it cannot be right."""
+    known, asked = neighbours.classes, queries.classes
+    return max(len(known), len(asked)) if len(known) > 1 and asked[0] else 0

@@ -15,6 +15,7 @@ from mfm_core.interfaces import Batch
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
+from mfm_core.tasks.datasets import Listing
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.monitor import Monitor
 from mfm_core.tasks.periods import is_due
@@ -37,13 +38,14 @@ class PretrainTask:
         self.warnings = list(self._what_is_lacking())
 
     def _what_is_lacking(self) -> Iterator[str]:
-        listing = self.train_set.listing
         if not self.monitor.held_out:
             what = f"features and pictures are of training {self.modality.noun}"
             yield f"{self.cfg.DATA.PATH_TO_DATA_DIR} has no val: no validation loss or k-NN, and {what}."
-        if len(listing.classes) < 2:
-            known = "is of one class" if listing.classes[0] else "has no class folders: all below it is taken"
-            yield f"{listing.origin} {known}, so there is no accuracy of k-NN."
+        queries = self.monitor.query_loader
+        for listing in [self.train_set.listing, *([queries.dataset.listing] if queries else [])]:
+            if not listing.classes[0] or len(listing.classes) < 2 and listing is self.train_set.listing:
+                yield f"{listing.origin} {_why_unclassed(listing)}, so there is no accuracy of k-NN."
+                return
 
     def prepare(self, batch: Batch) -> Batch:
         """Nothing is mixed in pre-training."""
@@ -104,3 +106,9 @@ class PretrainTask:
     def file_name(self, index: int) -> str:
         """The path of training file `index`."""
         return self.train_set.listing.paths[index]
+
+
+def _why_unclassed(listing: Listing) -> str:
+    if listing.classes[0]:
+        return "is of one class"
+    return "has no labels" if listing.origin.endswith(".csv") else "has no class folders: all below it is taken"

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from mfm_core.data.files import SYSTEM_ERRORS, UnreadableFile
+from mfm_core.data.rgb import to_rgb
 
 FRAMES = (0xC0, 0xC1, 0xC2)
 """Markers of the frame header of a JPEG file: baseline, extended, progressive."""
@@ -87,7 +88,7 @@ class ImageReader:
                 size = max(1, self.width // reduction), max(1, self.height // reduction)
                 drafted = self._image.draft("RGB", size)
                 self.reduction = round(self.width / drafted[1][2]) if drafted else 1
-            return torch.from_numpy(_to_rgb(self.path, self._image)).permute(2, 0, 1)
+            return torch.from_numpy(np.array(to_rgb(self._image))).permute(2, 0, 1)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -121,18 +122,6 @@ def largest_reduction(crop_height: int, crop_width: int, out_height: int, out_wi
         if crop_height // reduction >= out_height and crop_width // reduction >= out_width:
             return reduction
     return 1
-
-
-def _to_rgb(path: str, image: Image.Image) -> np.ndarray:
-    """(h, w, 3) uint8, writable. Alpha is dropped, palettes are looked up, grey is repeated, 16 bits are scaled."""
-    if image.mode.startswith("I"):  # I;16, I;16B, ...: grey with 16 bits; "I": the same, or 32 bits
-        grey = np.asarray(image, dtype=np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise UnreadableImage(path, "32-bit pixels have no fixed range; convert the file to 8 or 16 bits")
-        return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise UnreadableImage(path, "floating-point pixels have no fixed range; convert the file to 8 bits")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @contextmanager

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from mfm_core.config import task_of
-from mfm_core.data.listing import class_names
 from mfm_core.errors import UserError
 from mfm_core.interfaces import MaskGenerator
 from mfm_core.paths import AbsentFile, is_remote, local_path, require_local
@@ -67,17 +65,20 @@ def opener(cfg: CfgNode) -> Opener:
 
 
 def videos_of(cfg: CfgNode, split: str, classes: Sequence[str] = ()) -> VideoList:
-    """The list of a split; `classes` are the training split's, which class folders and labels have to be of.
+    """The list of a split; `classes` are the training split's, which class folders have to be of.
 
-    The labels of a list have to be below MODEL.NUM_CLASSES but in pre-training, which needs none.
+    The labels of a list have to be below MODEL.NUM_CLASSES where a classifier is trained or tested; pre-training needs
+    none.
     """
+    task = task_of(cfg)
     return list_videos(
         data_root(cfg),
         split,
-        num_classes=0 if task_of(cfg) == "pretrain" else cfg.MODEL.NUM_CLASSES,
-        separator=cfg.DATA.PATH_LABEL_SEPARATOR,
+        num_classes=cfg.MODEL.NUM_CLASSES if task in ("finetune", "probe") else 0,
+        separator=cfg.DATA.PATH_LABEL_SEPARATOR.replace("\\t", "\t"),  # a shell passes the two characters on
         prefix=require_local(cfg.DATA.PATH_PREFIX, "DATA.PATH_PREFIX", "the place of the videos"),
         classes=classes,
+        needs_labels=task != "pretrain",
     )
 
 
@@ -91,6 +92,11 @@ def has_split(cfg: CfgNode, split: str) -> bool:
         return True
     place = os.path.join(data_root(cfg), split)
     return os.path.isfile(f"{place}.csv") or os.path.isdir(place)
+
+
+def has_list(cfg: CfgNode, split: str) -> bool:
+    """Whether it is a list; there are no others at an address."""
+    return is_remote(data_root(cfg)) or os.path.isfile(os.path.join(data_root(cfg), f"{split}.csv"))
 
 
 def train_dataset(cfg: CfgNode, masks: MaskGenerator | None = None, fraction: float = 1.0) -> VideoDataset:
@@ -132,12 +138,28 @@ def clips_of(cfg: CfgNode, videos: VideoList, masks: MaskGenerator | None = None
     )
 
 
-def test_dataset(
-    cfg: CfgNode, num_clips: int = 0, split: str = "test", classes: Sequence[str] = ()
-) -> MultiViewDataset:
-    """All views of all test videos; `num_clips` of them in time, TEST.NUM_ENSEMBLE_VIEWS where that is 0."""
+def test_videos(cfg: CfgNode) -> VideoList:
+    """The videos of the test; class folders have the numbers that the training split, list or folders, gives them.
+
+    Raises:
+        UserError: where nothing gives all of MODEL.NUM_CLASSES a number, beside the reasons of `list_videos`.
+    """
+    trained_on = () if has_list(cfg, "test") or not has_split(cfg, "train") else videos_of(cfg, "train").classes
+    videos, classes = videos_of(cfg, "test", trained_on), cfg.MODEL.NUM_CLASSES
+    if trained_on and len(trained_on) != classes:
+        raise UserError(f"MODEL.NUM_CLASSES is {classes}, but the training videos have {len(trained_on)} classes.")
+    if len(videos.classes) != classes:
+        raise UserError(
+            f"MODEL.NUM_CLASSES is {classes}, but {videos.origin} has {len(videos.classes)} classes, and there is no "
+            "train.csv or train/ to say which of the model's classes these are; add it, or a test.csv with labels."
+        )
+    return videos
+
+
+def test_dataset(cfg: CfgNode, num_clips: int = 0, videos: VideoList | None = None) -> MultiViewDataset:
+    """All views of `videos`, or of all test videos; `num_clips` in time, TEST.NUM_ENSEMBLE_VIEWS where that is 0."""
     return MultiViewDataset(
-        videos_of(cfg, split, classes or _folder_classes(cfg)),
+        test_videos(cfg) if videos is None else videos,
         clip_spec(cfg),
         view_transforms(cfg, cfg.TEST.NUM_SPATIAL_CROPS),
         num_clips or cfg.TEST.NUM_ENSEMBLE_VIEWS,
@@ -156,13 +178,12 @@ def check_data(cfg: CfgNode) -> DoctorReport:
     report = check_videos(splits, clip_spec(cfg), opener(cfg), cfg.DATA_LOADER.NUM_WORKERS)
     if not only_tests and task_of(cfg) != "pretrain" and "val" not in splits:
         report.problems.append(f"{data_root(cfg)} has neither val.csv nor val/: nothing to evaluate on")
+    if "test" in splits and task_of(cfg) == "finetune":
+        try:
+            test_videos(cfg)
+        except UserError as error:
+            report.problems.append(str(error))
     return report
-
-
-def _folder_classes(cfg: CfgNode) -> tuple[str, ...]:
-    """The class folders of the training split, where there are any: the numbers of classes are its."""
-    folder = Path(data_root(cfg), "train")
-    return tuple(class_names(folder)) if folder.is_dir() else ()
 
 
 def data_root(cfg: CfgNode) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +21,24 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts
 """What counts as a video file in a class folder, in any case; a list may name any file."""
 NO_LABEL = 0
 """The label of a video that has none, as in PySlowFast."""
+UNLABELLED = ("",)
+"""The classes of a list that has no labels."""
+MOST_CLASSES = 100_000
+"""Where no model bounds labels: each class below the largest has a name, and k-NN counts votes for it."""
+NUMBER = re.compile("-?[0-9]+")
+LOOKED_FOR = 100
+"""About so many paths of a list, evenly spread, are looked for to find out where relative ones start."""
 CLASSES = "classes.txt"
 """Names of classes, beside lists."""
+
+
+class ListForm(NamedTuple):
+    """How the lines of a list are to be read; see `list_videos`."""
+
+    num_classes: int = 0
+    separator: str = " "
+    prefix: str = ""
+    needs_labels: bool = False
 
 
 class VideoList:
@@ -87,24 +105,26 @@ def list_videos(
     separator: str = " ",
     prefix: str = "",
     classes: Sequence[str] | None = None,
+    needs_labels: bool = False,
 ) -> VideoList:
     """The videos of `root/<split>.csv` or, without that file, of the class folders in `root/<split>/`.
 
     Args:
         root: `DATA.PATH_TO_DATA_DIR`; an address may hold lists, of videos that lie here.
         split: train, val or test.
-        num_classes: labels of a list must be below it; 0 for no bound, where labels matter little.
+        num_classes: labels of a list must be below it (`MODEL.NUM_CLASSES`); 0 where no model's classes bound them.
         separator: between path and label (`DATA.PATH_LABEL_SEPARATOR`).
         prefix: stands before each path of a list (`DATA.PATH_PREFIX`). Without one, relative paths start in the
-            working folder, as in PySlowFast, or in `root` where the first of them leads nowhere from there.
-        classes: those of the training split, where this one must use their numbers.
+            working folder, as in PySlowFast, or in `root`: wherever the first one is that is at either place.
+        classes: those of the training split, whose numbers class folders get.
+        needs_labels: else, and without `num_classes`, a list without any labels is fine: of one class, `UNLABELLED`.
 
     Raises:
         UserError: where there is neither list nor folder, or nothing usable in it.
     """
-    bound = num_classes or len(classes or ())
+    form = ListForm(num_classes, separator, prefix, needs_labels)
     if is_remote(str(root)):
-        return _remote_list(str(root).rstrip("/"), split, bound, separator, prefix)
+        return _remote_list(str(root).rstrip("/"), split, form)
     root = Path(root)
     if not root.is_dir():
         raise UserError(
@@ -112,33 +132,32 @@ def list_videos(
         )
     file = root / f"{split}.csv"
     if file.is_file():
-        return read_list(file, bound, separator, prefix)
+        return read_list(file, form)
     if (root / split).is_dir():
         return walk_folders(root / split, classes)
     raise UserError(f"{root} has neither {split}.csv (`path label` in each line) nor {split}/<class>/ with videos")
 
 
-def _remote_list(root: str, split: str, num_classes: int, separator: str, prefix: str) -> VideoList:
+def _remote_list(root: str, split: str, form: ListForm) -> VideoList:
     address, key = f"{root}/{split}.csv", "DATA.PATH_TO_DATA_DIR"
     file = Path(local_path(address, key))
     try:
         names = Path(local_path(f"{root}/{CLASSES}", key))
     except AbsentFile:
         names = None
-    videos = read_list(file, num_classes, separator, prefix, names or file.parent / CLASSES)
+    videos = read_list(file, form, names or file.parent / CLASSES, folder="")
     videos.origin = address
     return videos
 
 
-def read_list(
-    file: Path, num_classes: int = 0, separator: str = " ", prefix: str = "", names: Path | None = None
-) -> VideoList:
-    """Reads a list; the label is what follows the last `separator` of a line. Empty lines do not count.
+def read_list(file: Path, form: ListForm, names: Path | None = None, folder: str | None = None) -> VideoList:
+    """Reads a list; the label is what follows the last separator of a line. Empty lines do not count.
 
     A line without a label, or with one outside [0, num_classes), is a problem of its video alone, unless all lines
-    are so. Where no bound is asked for, a list without any labels is fine, and all videos have the same.
+    are so.
 
-    The file `names`, by default `classes.txt` beside it, names the classes, one in each line.
+    The file `names`, by default `classes.txt` beside it, names the classes, one in each line. folder: where relative
+    paths start if not in the working folder; by default the list's.
 
     Raises:
         UserError: where the file cannot be read as text, is empty, or no line of it can be used.
@@ -149,23 +168,25 @@ def read_list(
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     rows = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not rows:
-        raise UserError(f"{file} is empty; it needs a line `path{separator}label` for each video")
-    split = [line.rsplit(separator, 1) for _, line in rows]
-    unlabelled = not num_classes and all(len(parts) == 1 for parts in split)
+        raise UserError(f"{file} is empty; it needs a line `path{form.separator}label` for each video")
+    split = [line.rsplit(form.separator, 1) for _, line in rows]
+    unlabelled = not (form.needs_labels or form.num_classes) and all(len(parts) == 1 for parts in split)
     paths, labels, problems = [], np.full(len(rows), NO_LABEL, np.int64), {}
     for i, ((_, line), parts) in enumerate(zip(rows, split)):
-        label, problem = (NO_LABEL, "") if unlabelled else _label_of(parts, num_classes, separator)
+        label, problem = (NO_LABEL, "") if unlabelled else _label_of(parts, form)
         labels[i] = label
         if problem:
             problems[i] = problem
-        keep_whole = unlabelled or (problem and len(parts) > 1 and not parts[1].strip().lstrip("-").isdecimal())
+        keep_whole = unlabelled or (problem and len(parts) > 1 and not NUMBER.fullmatch(parts[1].strip()))
         paths.append(line if keep_whole else parts[0].strip())
         if is_remote(paths[-1]):
             problems[i] = "videos are read from the disks of this machine, not from addresses; mount or download them"
     if len(problems) == len(rows):
         raise UserError(f"{file} line {rows[0][0]}: {problems[0]}; no line of the file can be used")
-    table = PathTable(_start_of(paths, prefix, file.parent), paths)
-    classes = _names_of(names or file.parent / CLASSES, num_classes or int(labels.max()) + 1)
+    usable = [path for i, path in enumerate(paths) if i not in problems]
+    table = PathTable(form.prefix or _start_of(usable, str(file.parent) if folder is None else folder), paths)
+    count = form.num_classes or int(labels.max()) + 1
+    classes = UNLABELLED if unlabelled else _names_of(names or file.parent / CLASSES, count)
     return VideoList(table, labels, classes, str(file), np.array([n for n, _ in rows], np.int32), problems)
 
 
@@ -187,23 +208,29 @@ def _names_of(file: Path, count: int) -> list[str]:
     return names[:count]
 
 
-def _label_of(parts: list[str], num_classes: int, separator: str) -> tuple[int, str]:
+def _label_of(parts: list[str], form: ListForm) -> tuple[int, str]:
     """The label of a line and, where it has none that can be used, why."""
     text = parts[1].strip() if len(parts) == 2 else ""
-    if not text.lstrip("-").isdecimal():
-        found = f"'{text}' is no number" if text else f"it has no '{separator}'"
-        return NO_LABEL, f"the line has no label ({found}); expected `path{separator}label`"
-    label = int(text)
-    if label < 0 or num_classes and label >= num_classes:
-        bound = f"MODEL.NUM_CLASSES is {num_classes}" if num_classes else "labels start at 0"
-        return NO_LABEL, f"the label {label} is not possible: {bound}"
+    if not NUMBER.fullmatch(text):
+        found = f"'{text}' is no number" if text else f"it has no '{form.separator}'"
+        return NO_LABEL, f"the line has no label ({found}); expected `path{form.separator}label`"
+    label = int(text[:18])  # more digits are beyond any bound, too
+    if not 0 <= label < (form.num_classes or MOST_CLASSES):
+        bound = (
+            f"MODEL.NUM_CLASSES is {form.num_classes}" if form.num_classes else f"labels go up to {MOST_CLASSES - 1}"
+        )
+        return NO_LABEL, f"the label {text[:30]} is not possible: {bound if label >= 0 else 'labels start at 0'}"
     return label, ""
 
 
-def _start_of(paths: Sequence[str], prefix: str, folder: Path) -> str:
-    if prefix:
-        return prefix
-    return "" if os.path.exists(paths[0]) or not os.path.exists(folder / paths[0]) else str(folder)
+def _start_of(paths: Sequence[str], folder: str) -> str:
+    """The working folder, "", or `folder`; see `list_videos`. Any of the paths may be absent, the first one, too."""
+    for path in paths[:: max(1, len(paths) // LOOKED_FOR)]:
+        if os.path.exists(path):
+            return ""
+        if os.path.exists(os.path.join(folder, path)):
+            return folder
+    return "" if all(map(os.path.isabs, paths)) else folder
 
 
 def walk_folders(folder: Path, classes: Sequence[str] | None = None) -> VideoList:

@@ -48,6 +48,17 @@ class PacketIndex:
         return len(self.times)
 
     @property
+    def closed(self) -> bool:
+        """Whether all that follows a key frame in the file is shown after it, up to the next one (closed groups)."""
+        latest = self.packets[0].pts
+        for packet in self.packets:
+            if packet.key:
+                latest = packet.pts
+            elif packet.pts < latest:
+                return False
+        return True
+
+    @property
     def end(self) -> int:
         """When the last frame has been shown."""
         return self.times[-1] + self.packets[self._place[self.times[-1]]].duration

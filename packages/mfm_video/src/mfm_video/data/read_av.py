@@ -7,6 +7,7 @@ recognised by its time stamp, so that neither reordering nor an imprecise seek c
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -51,7 +52,7 @@ class AvVideo:
 
     def _open(self) -> None:
         with readable(self.path, "this is no video, or a damaged one"):
-            self._container = av.open(self.path, metadata_errors="replace")
+            self._container = av.open(as_file(self.path), metadata_errors="replace")
         videos = [s for s in self._container.streams.video if not s.disposition & s.disposition.attached_pic]
         if not videos:
             self.close()
@@ -80,7 +81,7 @@ class AvVideo:
             self._index = None
         self._require_complete()
         self.frames = len(packets) if self._index is None else len(self._index)
-        self.plain = self._index is not None and self.frames == len(packets)
+        self.plain = self._index is not None and self.frames == len(packets) and self._index.closed
         self.fps = self._frame_rate()
 
     def _require_complete(self) -> None:
@@ -91,6 +92,12 @@ class AvVideo:
         if there < 0.95 * promised:
             seconds = f"{there * unit:.1f} of {promised * unit:.1f} seconds"
             raise UnreadableVideo(self.path, f"truncated: {seconds} are there")
+
+    @property
+    def claimed(self) -> int:
+        """How many frames the header tells of or, where it tells of none, its duration and rate make; 0 for neither."""
+        seconds = (self._container.duration or 0) / av.time_base
+        return self._stream.frames or int(seconds * float(self._stream.average_rate or 0))
 
     def _frame_rate(self) -> float:
         """What the file says where its time stamps (rounded, with gaps) agree to a tenth, else what they say."""
@@ -220,6 +227,11 @@ class _Canvas:
         if turns:
             pixels = torch.rot90(pixels, turns, (1, 2)).contiguous()
         return pixels.permute(0, 3, 1, 2)
+
+
+def as_file(path: str) -> str:
+    """The path as FFmpeg takes it for one: what stands before a colon would be a protocol where no folder does."""
+    return path if os.path.isabs(path) else os.path.join(os.curdir, path)
 
 
 def reduced_size(height: int, width: int, short_side: int) -> tuple[int, int]:

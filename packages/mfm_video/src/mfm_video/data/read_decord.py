@@ -1,8 +1,9 @@
 """Reads single frames of a video file with decord, where decord gives the frames that it is asked for.
 
 decord 0.6 counts packets instead of looking at time stamps. Measured: it returns other frames than asked, without an
-error, for HEVC, MPEG-TS, AVI with B-frames, damaged files and mp4 files whose edit list hides frames, and rows of four
-channels for some reduced sizes. So PyAV looks at the file first, and reads what decord would not read right.
+error, for HEVC, MPEG-TS, AVI with B-frames, H.264 in open groups of pictures, damaged files and mp4 files whose edit
+list hides frames, and rows of four channels for some reduced sizes. It takes memory for as many frames as a header
+claims, and a damaged header aborts the process. So PyAV looks at the file first, and reads what decord would not.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from mfm_core.errors import UserError
-from mfm_video.data.read_av import AvVideo, reduced_size
+from mfm_video.data.read_av import AvVideo, as_file, reduced_size
 
 CODECS = ("h264", "vp8", "vp9")
 CONTAINERS = ("mov", "mp4", "matroska", "webm")
+MOST_CLAIMED = 10
+"""How many times the frames that are there a header may claim: sound goes on behind the pictures in some files."""
 
 
 class DecordVideo:
@@ -36,6 +39,7 @@ class DecordVideo:
             self._checked.plain
             and self._checked.codec in CODECS
             and self._checked.container.startswith(CONTAINERS)
+            and self._checked.claimed <= MOST_CLAIMED * self.frames
             and not self._checked.rotation()
         )
 
@@ -50,7 +54,7 @@ class DecordVideo:
         height, width = reduced_size(*native, short_side)
         size = {} if (height, width) == native else {"height": height, "width": width}
         try:
-            reader = self._decord.VideoReader(self.path, num_threads=1, **size)
+            reader = self._decord.VideoReader(as_file(self.path), num_threads=1, **size)
             if len(reader) != self.frames:
                 return None
             pixels = reader.get_batch(list(indices)).asnumpy()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mfm_core.data.rgb import to_rgb
 from mfm_video.data.read_av import reduced_size
 from mfm_video.data.unreadable import UnreadableVideo, readable
 
@@ -56,7 +57,7 @@ class FolderVideo:
         with readable(self.path, f"{name} cannot be read"), Image.open(os.path.join(self.path, name)) as image:
             height, width = reduced_size(image.height, image.width, short_side)
             image.draft("RGB", (width, height))
-            rgb = image.convert("RGB")
+            rgb = to_rgb(image)
             if rgb.size != (width, height):
                 rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(rgb)

@@ -35,6 +35,7 @@ DATA.LABEL_FRACTION = 1.0
 # five of them, or half of fewer than ten, never stop it, unless this is 0.
 DATA.MAX_BAD_SHARE = 0.01
 # Video: in each line of train.csv, val.csv and test.csv, what stands between path and label, and before each path.
+# On the command line '\t' is a tab.
 DATA.PATH_LABEL_SEPARATOR = " "
 DATA.PATH_PREFIX = ""
 # Frames per clip, and how many frames they lie apart in a video of TARGET_FPS frames per second.
