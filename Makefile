@@ -51,4 +51,4 @@ lint: setup
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) .venv-image .venv-video runs data/demo packages/*/build packages/*/src/*.egg-info
+	rm -rf $(VENV) .venv-image .venv-video runs data/demo data/demo_video packages/*/build packages/*/src/*.egg-info

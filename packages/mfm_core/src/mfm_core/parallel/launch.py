@@ -142,7 +142,7 @@ def _worker(
         MASTER_PORT=str(port),
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))  # of nested levels, the first
     code = function(*args)
     if code == EXIT_AGAIN:  # of all processes; the first to leave makes torch end the others, which do so already
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
