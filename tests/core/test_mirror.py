@@ -190,5 +190,5 @@ def test_what_cannot_be_written_or_read(store, monkeypatch, site):
     assert CHECKPOINT in listed(store)
     with pytest.raises(UserError, match="no handler for manifold://"):
         Mirror("manifold://runs/one")
-    with pytest.raises(UserError, match="OUTPUT_DIR: nothing can be written to http"):
-        Mirror(f"{site.address}/run").fetch()
+    with pytest.raises(UserError, match="OUTPUT_DIR is http.* a web server cannot be written to"):
+        Mirror(f"{site.address}/run")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from mfm_core.data.listing import PathTable
+from mfm_core.data.listing import UNLABELLED, PathTable
 from mfm_core.errors import UserError
-from mfm_image.data.folder import UNLABELLED, ImageFolder
+from mfm_image.data.folder import ImageFolder
 
 
 def touch(root, *names):

@@ -20,7 +20,7 @@ from typing import Any
 from iopath.common.file_io import PathManager, get_cache_dir
 
 from mfm_core.errors import UserError
-from mfm_core.paths import manager_of
+from mfm_core.paths import WEB, manager_of
 
 LISTS = ("files_even.json", "files_odd.json")
 """At the address, the newer one counts: its number, its writer's mark, and the size of every file."""
@@ -37,12 +37,16 @@ Stamp = list[int]
 class Mirror:
     """The folder of this machine that stands for an address, and their exchange. One process of a machine calls.
 
-    Raises UserError where no handler knows such addresses.
+    Raises UserError where no handler knows such addresses, or it only reads.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         self._manager: PathManager = manager_of(address, "OUTPUT_DIR")
+        if self._manager is WEB:
+            raise UserError(
+                f"OUTPUT_DIR is {address}; a web server cannot be written to, take another kind of address."
+            )
         digest = hashlib.blake2b(self.address.encode(), digest_size=8).hexdigest()
         name = PurePosixPath(self.address).name or "run"
         self.folder = Path(get_cache_dir()) / "runs" / digest / name
@@ -67,10 +71,6 @@ class Mirror:
                 self._fetch(checked(name), size)
         except UserError:
             raise
-        except NotImplementedError:
-            raise UserError(
-                f"OUTPUT_DIR: nothing can be written to {self.address}; take another kind of address."
-            ) from None
         except Exception as error:  # each handler has errors of its own
             raise UserError(f"OUTPUT_DIR: {self.address} cannot be read ({_line(error)}).") from None
         self._copied = self._present()

@@ -10,6 +10,9 @@ import numpy as np
 
 from mfm_core.errors import UserError
 
+UNLABELLED = ("",)
+"""The classes of files that have no labels."""
+
 
 class PathTable(Sequence[str]):
     """Paths below one folder, in two arrays: a list of a million strings would be copied into every loader worker
@@ -36,13 +39,18 @@ class PathTable(Sequence[str]):
         return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
 
 
-def class_names(folder: Path) -> list[str]:
-    """The class folders in `folder`, sorted; hidden ones are left out. Raises `UserError` where there are none."""
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in `folder`, sorted, without hidden ones. Raises `UserError` where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from error
+
+
+def class_names(folder: Path) -> list[str]:
+    """The class folders in `folder`: its `subfolders`. Raises `UserError` where there are none."""
+    names = subfolders(folder)
     if not names:
         raise UserError(f"{folder} has no class folders; put the files into {folder}/<class>/")
     return names

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from mfm_core.data.checkup import equal_groups, listing, mapper, spread
+from mfm_core.data.listing import UNLABELLED, PathTable
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile
 from mfm_image.data.decode import ImageReader, UnreadableImage
-from mfm_image.data.folder import UNLABELLED, PathTable, class_images, find_classes
+from mfm_image.data.folder import class_images, find_classes
 
 SPEED_SAMPLE = 256
 """Images that are timed in one process."""
@@ -69,9 +70,9 @@ class DoctorReport:
         """The report as text, one finding per line."""
         text = [f"data folder {self.root}"]
         for s in self.splits:
-            (few, smallest), (many, largest) = s.smallest, s.largest
-            classes = f"in {s.classes} classes, from {smallest} ({few}) to {largest} ({many}) per class"
-            text.append(f"{s.split}: {s.images} images {classes if few else 'without classes'}")
+            (rarest, fewest), (commonest, most) = s.smallest, s.largest
+            classes = f"in {s.classes} classes, from {fewest} ({rarest}) to {most} ({commonest}) per class"
+            text.append(f"{s.split}: {s.images} images {classes if rarest else 'without classes'}")
         text.append(f"checked {self.checked} of {sum(s.images for s in self.splits)} files")
         text.append("width  min {} median {} max {}".format(*self.widths))
         text.append("height min {} median {} max {}".format(*self.heights))

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mfm_core.data.listing import PathTable, class_names, draw_share, require_known
+from mfm_core.data.listing import UNLABELLED, PathTable, class_names, draw_share, require_known, subfolders
 from mfm_core.data.seeding import derive_seed
 from mfm_core.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What counts as an image file, in any case."""
-UNLABELLED = ("",)
-"""The classes of images that lie in no class folder."""
 
 
 class ImageFolder:
@@ -118,17 +116,10 @@ def find_classes(
     if not needs_labels and split == "train" and bare:
         return root, list(UNLABELLED)
     folder = split_folder(root, split)
-    if not needs_labels and (tuple(classes) == UNLABELLED if classes is not None else not _has_folders(folder)):
+    unlabelled = not subfolders(folder) if classes is None else tuple(classes) == UNLABELLED
+    if not needs_labels and unlabelled:
         return folder, list(UNLABELLED)
     return folder, class_names(folder)
-
-
-def _has_folders(folder: Path) -> bool:
-    try:
-        class_names(folder)
-    except UserError:
-        return False
-    return True
 
 
 def class_images(folder: Path, name: str) -> list[str]:

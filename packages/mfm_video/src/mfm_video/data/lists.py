@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mfm_core.data.listing import PathTable, class_names, draw_share, require_known
+from mfm_core.data.listing import UNLABELLED, PathTable, class_names, draw_share, require_known
 from mfm_core.data.seeding import derive_seed
 from mfm_core.errors import UserError
 from mfm_core.paths import AbsentFile, is_remote, local_path
@@ -21,8 +21,6 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts
 """What counts as a video file in a class folder, in any case; a list may name any file."""
 NO_LABEL = 0
 """The label of a video that has none, as in PySlowFast."""
-UNLABELLED = ("",)
-"""The classes of a list that has no labels."""
 MOST_CLASSES = 100_000
 """Where no model bounds labels: each class below the largest has a name, and k-NN counts votes for it."""
 NUMBER = re.compile("-?[0-9]+")
