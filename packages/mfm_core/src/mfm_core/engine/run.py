@@ -379,7 +379,7 @@ TRAIN_IN_LESS = (
 
 
 def memory_full(error: torch.OutOfMemoryError, device: torch.device, remedy: str = TRAIN_IN_LESS) -> UserError:
-    """The same for people, with what to do."""
+    """One line for the user: whose memory is full, what torch says of it, and the remedy."""
     return UserError(f"The memory of {device} is full ({' '.join(str(error).split())[:160]}); {remedy}.")
 
 

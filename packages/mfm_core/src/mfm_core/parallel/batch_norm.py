@@ -15,22 +15,18 @@ from mfm_core.parallel.world import World
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def synchronise_norms(model: nn.Module, world: World) -> int:
-    """Has the model's BatchNorms see all processes' inputs in training, in place; how many there are.
+def synchronise_norms(model: nn.Module, world: World) -> None:
+    """Has the model's BatchNorms see all processes' inputs in training, in place.
 
     Parameters and buffers stay the same tensors under the same names. All processes then call the model alike.
     """
-    found = [(parent, name) for parent in model.modules() for name, child in parent.named_children() if _is_norm(child)]
-    if world.size > 1:
-        for parent, name in found:
-            norm = getattr(parent, name)
-            on_gpu = world.device.type == "cuda"
-            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm) if on_gpu else _SharedNorm.of(norm))
-    return len(found)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return type(module) in NORMS
+    if world.size == 1:
+        return
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm if world.device.type == "cuda" else _SharedNorm.of
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) in NORMS:
+                setattr(parent, name, shared(child))
 
 
 class _Sum(torch.autograd.Function):
@@ -53,12 +49,8 @@ class _SharedNorm(nn.modules.batchnorm._BatchNorm):
     @classmethod
     def of(cls, norm: nn.Module) -> _SharedNorm:
         shared = cls(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
-        shared.affine, shared.track_running_stats, shared.training = (
-            norm.affine,
-            norm.track_running_stats,
-            norm.training,
-        )
-        shared.weight, shared.bias = norm.weight, norm.bias
+        for name in ("affine", "track_running_stats", "training", "weight", "bias"):
+            setattr(shared, name, getattr(norm, name))
         for name, buffer in norm.named_buffers():
             shared.register_buffer(name, buffer)
         return shared
