@@ -1,5 +1,6 @@
 """Shared by all tests: the modules beside this file (pytest imports tests by file), and folders of a few photos."""
 
+import random
 import shutil
 import sys
 import tempfile
@@ -7,8 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import slurm_cluster  # noqa: E402
+import torch  # noqa: E402
 from iopath.common.file_io import g_pathmgr  # noqa: E402
 from photos import picture  # noqa: E402
 from web import Site, ask_anew  # noqa: E402
@@ -22,6 +25,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("measured")
         for line in told:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """What a test draws without a generator of its own is the same in every run, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,11 @@ def exact_images(*shape, step=32, seed=0):
     return (noise * step / 4).round() / step
 
 
+def noise_images(*shape, seed=0):
+    """Noise of a fixed seed: of a million pixels a few lie so near a bin's bound that rounding decides."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 # ---- golden cases ----------------------------------------------------------------------------------------------
 
 
@@ -156,7 +161,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("shape, bins, cell, window", SIZES)
-@pytest.mark.parametrize("images", [exact_images, lambda *shape: torch.randn(shape)], ids=["ties", "noise"])
+@pytest.mark.parametrize("images", [exact_images, noise_images], ids=["ties", "noise"])
 def test_equals_the_plain_formulation(images, shape, bins, cell, window):
     x = images(*shape)
     torch.testing.assert_close(hog(x, bins, cell, window), plain_hog(x, bins, cell, window), rtol=1e-5, atol=1e-6)
@@ -287,7 +292,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("shape, cell", [((8, 3, 224, 224), 8), ((1, 1, 64, 64), 4), ((16, 3, 48, 48), 3)])
 def test_no_buffer_is_larger_than_four_times_the_input(shape, cell):
-    x = torch.randn(shape)
+    x = noise_images(*shape)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the mode sees the operations of this thread only; on one thread buffers are largest
     try:
@@ -328,7 +333,7 @@ def test_fused_kernel():
 def test_interpreted_kernel_equals_the_cpu_formulation(shape, bins, cell, window):
     from mfm_core.targets.hog_triton import hog_tokens
 
-    for x in (exact_images(*shape), torch.randn(shape)):
+    for x in (exact_images(*shape), noise_images(*shape)):
         want = hog(x, bins, cell, window)
         got = hog_tokens(x.unsqueeze(2), bins, cell, window, want.shape[-2:]).view(want.shape)
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
