@@ -13,7 +13,7 @@ import pytest
 from paths import CONFIGS, REPOSITORY, TOOLS
 from tiny_runs import QUIET, TINY, assert_same, last_state, log_of, tiny_config
 
-from mfm_core.engine import evaluate
+from mfm_core.engine import evaluate, one_writer
 from mfm_core.parallel.signals import EXIT_AGAIN
 from mfm_image.entry import main
 
@@ -52,8 +52,9 @@ def test_a_signal_in_evaluation(epoch, number, whole, photo_folder, tmp_path, mo
         assert all(one[key] == other[key] for key in ("epoch", "step", "train_loss", "top1", "val_loss"))
 
 
-def test_two_processes_of_which_one_is_told(photo_folder, tmp_path):
-    """Far from a logging step, both leave after the same step."""
+def test_two_processes_of_which_one_is_told(photo_folder, tmp_path, monkeypatch, capsys):
+    """Far from a logging step, both leave after the same step; a run started beside them does not touch theirs."""
+    monkeypatch.setattr(one_writer, "PATIENCE", 0.5)
     log = tmp_path / "steps"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [REPOSITORY / "tests" / "paused_run.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY, *QUIET]
@@ -68,12 +69,16 @@ def test_two_processes_of_which_one_is_told(photo_folder, tmp_path):
         text=True,
     )
     try:
-        os.kill(_paused_process(Path(f"{log}.paused"), run), signal.SIGUSR1)
+        paused = _paused_process(Path(f"{log}.paused"), run)
+        assert main(tiny_config("pretrain", photo_folder, tmp_path / "run")) == 2
+        assert f"Another run writes to OUTPUT_DIR {tmp_path / 'run'} (process " in capsys.readouterr().err
+        os.kill(paused, signal.SIGUSR1)
         out, _ = run.communicate(timeout=300)
     finally:
         run.kill()
     assert "stopped and saved" in out, out
     assert [line["status"] for line in log_of(tmp_path / "run", "end")] == ["stopped"]
+    assert len(log_of(tmp_path / "run", "run")) == 1
     assert last_state(tmp_path / "run")["step"] == 4, "told in the third step; said in it, heard in the next"
     assert f"exitcode  : {EXIT_AGAIN}" in out, out
 
@@ -81,7 +86,8 @@ def test_two_processes_of_which_one_is_told(photo_folder, tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_before_training_begins(processes, photo_folder, tmp_path):
     """While it loads, starts its processes or lists files: nothing is there to be saved, and all is to be done."""
-    keys = ["NUM_GPUS", processes, "DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
+    keys = ["NUM_GPUS", processes, "MASK.PRETRAIN_DEPTH", "[1]", "TRAIN.BATCH_SIZE", 4 * processes]
+    keys += ["DATA.PATH_TO_DATA_DIR", photo_folder, "OUTPUT_DIR", tmp_path]
     command = [sys.executable, TOOLS / "run_net.py", "--cfg", CONFIGS / "demo" / "pretrain.yaml", *TINY, *keys]
     for moment in (0.0, 1.0):
         with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:

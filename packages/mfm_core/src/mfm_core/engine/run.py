@@ -34,6 +34,7 @@ from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.guard import StepGuard
 from mfm_core.engine.log import RunLog, prepare_folder, setup_logging
+from mfm_core.engine.one_writer import only_writer
 from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.randomness import seed_everything
 from mfm_core.engine.trainer import Settings, Trainer
@@ -82,8 +83,14 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
         if not cfg.TRAIN.AUTO_RESUME and is_restart(world):  # "begin anew" was for the first start
             cfg = changed(cfg, "TRAIN.AUTO_RESUME", True)
         mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
-        return _run(working_in(mirror.folder, cfg) if mirror else cfg, build_task, world, mirror)
+        cfg = working_in(mirror.folder, cfg) if mirror else cfg
+        folder = prepare_folder(cfg.OUTPUT_DIR)
+        if not trains(cfg):
+            folder = _folder_of_test(cfg, folder)
+        with only_writer(folder, world, cfg.DIST.TIMEOUT):
+            return _run(cfg, build_task, world, mirror, folder)
     except UserError as error:
+        let_main_speak()
         return exit_with(error)
     finally:
         # DDP holds the process group. Were it freed after `leave_world`, it would wait for the group's threads while
@@ -128,22 +135,20 @@ def changed(cfg: CfgNode, key: str, value: object) -> CfgNode:
     return cfg
 
 
-def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | None) -> int:
+def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | None, folder: Path) -> int:
     """What happens between joining and leaving the other processes; nothing of it lives on.
 
-    mirror: what OUTPUT_DIR is copied to, where it stands for an address.
+    mirror: what OUTPUT_DIR is copied to, where it stands for an address. folder: where the run writes.
     """
     log = RunLog(None)
     try:
-        folder = prepare_folder(cfg.OUTPUT_DIR)
-        beside = folder if trains(cfg) else _folder_of_test(cfg, folder)
-        setup_logging(beside if world.is_main else None)
+        setup_logging(folder if world.is_main else None)
         warnings = validate(cfg)
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
-        task = build_task(cfg if beside == folder else working_in(beside, cfg), world, precision)
-        plan = plan_run(cfg, task.files, world.size, _machines(cfg, world, folder))
-        setup = Setup(cfg, task, plan, world, beside, precision, warnings, mirror)
+        task = build_task(cfg if trains(cfg) else working_in(folder, cfg), world, precision)
+        plan = plan_run(cfg, task.files, world.size, _machines(cfg, world))
+        setup = Setup(cfg, task, plan, world, folder, precision, warnings, mirror)
         if not plan.trains:
             return _evaluate_only(setup)
         with signals.listening():
@@ -176,11 +181,11 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
         return 1
 
 
-def _machines(cfg: CfgNode, world: World, folder: Path) -> int:
+def _machines(cfg: CfgNode, world: World) -> int:
     """How many machines the batch is for: those of the first start. torchrun may go on with fewer, or more."""
     here = world.num_shards
     resumes = cfg.TRAIN.AUTO_RESUME and cfg.TRAIN.ENABLE
-    return resumes and machines_of(folder / "checkpoints", cfg.TRAIN.BATCH_SIZE * here) or here
+    return resumes and machines_of(Path(cfg.OUTPUT_DIR) / "checkpoints", cfg.TRAIN.BATCH_SIZE * here) or here
 
 
 def build_trainer(setup: Setup) -> Trainer:

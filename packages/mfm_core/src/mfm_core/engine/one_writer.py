@@ -1,0 +1,98 @@
+"""One run at a time writes to a folder: a second one is told who does, instead of mixing its log with the first's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from mfm_core.errors import UserError
+from mfm_core.parallel.world import World, is_elastic
+
+NAME = ".lock"
+PATIENCE = 5.0
+"""Seconds that a run started by hand gives the one before it to end."""
+RESTART = 40.0
+"""The same where torchrun starts: it may have told the processes before to end only now, and kills them after 30 s."""
+LEASE = 120.0
+"""The same for a process of another machine: where that has died, an NFS server frees its locks after 90 s."""
+
+
+@contextmanager
+def only_writer(folder: Path, world: World, timeout_s: float) -> Iterator[None]:
+    """Holds `folder` for this run, on the main process; all processes call.
+
+    The lock is the system's (a POSIX record lock), which ends with the process however that ends, and which forked
+    loader workers do not inherit: none is ever left behind. Where the file system has no locks there is none.
+    timeout_s: after which the other processes give up waiting for this one.
+    Raises UserError on all where another run holds it, after some patience.
+    """
+    file, problem = _held(folder, timeout_s / 2) if world.is_main else (None, None)
+    try:
+        problem = world.from_main(problem)
+        if problem is not None:
+            raise UserError(problem)
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _held(folder: Path, most_s: float) -> tuple[IO[str] | None, str | None]:
+    """The open file that holds the lock, or None where there are no locks; and what is wrong, if anything is."""
+    try:
+        file = (folder / NAME).open("a+", encoding="utf-8")
+    except OSError:
+        return None, None
+    problem = None if _taken(file) else _wait(file, folder, most_s)
+    if problem is not None:
+        file.close()
+        return None, problem
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()
+    return file, None
+
+
+def _taken(file: IO[str]) -> bool:
+    """False where another process holds the lock; True, too, where the file system knows no locks."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _wait(file: IO[str], folder: Path, most_s: float) -> str | None:
+    """Waits for whoever holds the lock; None where this run may go on, else what to tell the user."""
+    file.seek(0)
+    holder = " ".join(file.read().split()) or "it does not say which"
+    is_far = f" on {socket.gethostname()} " not in holder
+    patience = min(LEASE if is_far else RESTART if is_elastic() else PATIENCE, most_s)
+    logged, end = _size_of_log(folder), time.monotonic() + patience
+    _say(f"Waiting up to {patience:.0f} s for the run in {folder} to end ({holder}).")
+    while time.monotonic() < end:
+        time.sleep(0.2)
+        if _taken(file):
+            return None
+    if is_far and _size_of_log(folder) == logged:  # a machine that died may keep a lock for good
+        _say(f"warning: the run in {folder} has written nothing for {patience:.0f} s ({holder}); this one goes on.")
+        return None
+    return f"Another run writes to OUTPUT_DIR {folder} ({holder}); stop it, or choose another folder."
+
+
+def _size_of_log(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return log.stat().st_size if log.is_file() else 0
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
