@@ -12,9 +12,10 @@ from mfm_core.corruption.degrade import AddedNoise, Blur, LowResolution, NoDraw
 from mfm_core.corruption.frequency import ClampedFilter, MagnitudeFilter
 from mfm_core.corruption.noise import NoiseDraws
 from mfm_core.errors import UserError
+from mfm_core.heads.linear import SeparateHeads
 from mfm_core.losses.frequency import REDUCTIONS, FrequencyDistance, PastedDistance, Variant
 from mfm_core.masking.frequency import FrequencyMask, disc
-from mfm_core.nn.init import init_beit
+from mfm_core.nn.init import init_as_torch, init_beit
 from mfm_core.nn.patchify import patchify, unpatchify
 from mfm_core.nn.vit import VisionTransformer
 from mfm_core.targets.spectrum import SpectrumTarget
@@ -291,12 +292,25 @@ def test_loss_is_in_float32_under_autocast():
     torch.testing.assert_close(rounded, expected, rtol=1e-2, atol=0)
 
 
-def test_the_residual_stream_starts_even():
-    """BEiT's start: what each block adds shrinks with its depth; biases are zero."""
+def test_vit_starts_as_beits_pre_training():
+    """Cut off at one deviation; what each block adds to the residual stream shrinks with its depth; biases are zero."""
     vit = VisionTransformer((32, 32), (8, 8), (8, 8), (0, 0), embed_dim=96, depth=4, num_heads=3)
     init_beit(vit)
+    cut = 0.02 * math.sqrt(1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(0.5)))
+    assert cut == pytest.approx(0.0108, rel=1e-2)
     for depth, block in enumerate(vit.blocks, start=1):
         for layer in (block.attn.proj, block.mlp.fc2):
-            assert float(layer.weight.detach().std()) == pytest.approx(0.02 / math.sqrt(2 * depth), rel=0.05)
+            assert float(layer.weight.detach().std()) == pytest.approx(cut / math.sqrt(2 * depth), rel=0.05)
             assert not layer.bias.any()
-        assert float(block.mlp.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+        assert float(block.mlp.fc1.weight.detach().std()) == pytest.approx(cut, rel=0.05)
+    for table in (vit.cls_token, vit.pos_embed, vit.patch_embed.proj.weight):
+        assert float(table.detach().abs().max()) <= 0.02 and float(table.detach().std()) == pytest.approx(cut, rel=0.2)
+
+
+def test_head_starts_as_torch_starts_convolutions():
+    head = SeparateHeads(96, 192)
+    init_as_torch(head)
+    for values in (head.projections[0].weight, head.projections[0].bias):
+        bound = 1 / math.sqrt(96)
+        assert float(values.detach().abs().max()) == pytest.approx(bound, rel=0.05)
+        assert float(values.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)

@@ -45,9 +45,9 @@ def holder(tmp_path):
 
 def test_a_second_run_is_told_of_the_first(holder, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(one_writer, "PATIENCE", 0.5)
-    with pytest.raises(UserError, match=rf"Another run writes to OUTPUT_DIR .* \(process {holder.pid} on .* since "):
-        with only_writer(tmp_path, World(), 60.0):
-            raise AssertionError("two at once")
+    said = rf"Another run writes to OUTPUT_DIR .* \(process {holder.pid} on .* since "
+    with pytest.raises(UserError, match=said), only_writer(tmp_path, World(), 60.0):
+        raise AssertionError("two at once")
     assert "Waiting up to 0 s" in capfd.readouterr().err
     assert f"process {holder.pid} " in (tmp_path / NAME).read_text()
     with only_writer(tmp_path.parent, World(), 60.0):  # another folder is free

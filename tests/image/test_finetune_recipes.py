@@ -212,7 +212,7 @@ def test_mff(folder):
         "MIXUP.LABEL_SMOOTH_VALUE": head["loss"]["label_smooth_val"],
         "AUG.AA_TYPE": f"rand-m{augment['magnitude_level']}-mstd{augment['magnitude_std']}-inc1",
         "AUG.RE_PROB": steps["RandomErasing"]["erase_prob"],
-        "AUG.RE_MODE": steps["RandomErasing"]["mode"],
+        "AUG.RE_MODE": "pixel" if "fill_std" in steps["RandomErasing"] else "const",
         "AUG.INTERPOLATION": steps["RandomResizedCrop"]["interpolation"],
         "DATA.TEST_CROP_SIZE": test["CenterCrop"]["crop_size"],
     }

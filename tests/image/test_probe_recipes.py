@@ -10,6 +10,7 @@ from golden_cases import cases, load_case
 from paths import CONFIGS
 
 from mfm_core.config import load_config, plan_run, schedule_of, validate
+from mfm_image.data.build import eval_transform
 from mfm_image.models import build_model
 
 IMAGES = 1_281_167
@@ -71,6 +72,12 @@ def test_mff(folder):
     assert theirs["optimizer"]["type"] == "LARS" and cfg.SOLVER.OPTIMIZING_METHOD == "lars" and cfg.SOLVER.LARS_ADAPT_1D
     for key in ("momentum", "weight_decay"):
         assert cfg.SOLVER[key.upper()] == theirs["optimizer"][key]
+    crop, flip = theirs["train_pipeline"][2:4]
+    assert (crop["type"], crop["interpolation"]) == ("MAERandomResizedCrop", 3) and cfg.DATA.TRAIN_CROP_CLAMP
+    assert flip == {"type": "torchvision/RandomHorizontalFlip", "p": 0.5} and cfg.DATA.RANDOM_FLIP
+    edge, centre = theirs["test_pipeline"][1:3]
+    assert (edge["scale"], edge["edge"]) == (256, "short") and eval_transform(cfg).short_side == 256
+    assert centre["crop_size"] == cfg.DATA.TEST_CROP_SIZE
 
 
 @pytest.mark.parametrize("folder", cases("mmpretrain/model_stats"), ids=lambda p: p.name)

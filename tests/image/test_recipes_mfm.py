@@ -172,6 +172,9 @@ def test_small_copy_learns(path, monkeypatch):
     cfg = load_config(str(path), [*SMALL, *(SMALL_VIT if "vit" in path.stem else [])])
     torch.manual_seed(0)
     model = build_model(cfg)
+    assert model.head.projections[0].bias.any(), "their decoder starts as torch starts it"
+    if "vit" in path.stem:
+        assert float(model.backbone.blocks[0].mlp.fc1.weight.detach().abs().max()) <= 0.02
     optimizer = build_optimizer(model, cfg)
     follow(optimizer, lambda scale: scale * cfg.SOLVER.BASE_LR)
     images, generator = torch.randn(4, 3, 64, 64).cumsum(-1).cumsum(-2) / 64, torch.Generator().manual_seed(0)

@@ -24,7 +24,7 @@ from mfm_core.methods.parts import (
     loss_from_cfg,
     target_from_cfg,
 )
-from mfm_core.nn.init import init_beit
+from mfm_core.nn.init import init_as_torch, init_beit
 from mfm_core.objective import CorruptedPrediction
 from mfm_core.registry import Registry
 
@@ -40,10 +40,12 @@ def mfm_from_cfg(cfg: CfgNode) -> CorruptedPrediction:
     if arch_of(cfg) == "vit":
         init_beit(backbone)
     target = target_from_cfg(cfg, backbone)
+    head = SeparateHeads(backbone.embed_dim, target.dim, norm=backbone.needs_norm)
+    init_as_torch(head)
     return CorruptedPrediction(
         backbone=backbone,
         corruption=CORRUPTIONS.get(corruption_of(cfg))(cfg),
-        head=SeparateHeads(backbone.embed_dim, target.dim, norm=backbone.needs_norm),
+        head=head,
         target=target,
         loss=loss_from_cfg(cfg, backbone),
     )
