@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from threading import Event
 
 import pytest
 from store import registered
@@ -148,6 +149,45 @@ def test_the_machine_whose_list_was_cut_off_keeps_what_it_has(arrives, store, mo
     assert (again.folder / newer).read_text() == "newer"
     again.push()
     assert list(map(ended, store.written)) == ["list"] and newer in listed(store)
+
+
+def test_training_does_not_wait_for_a_copy(store, monkeypatch):
+    """What is due meanwhile is left to the next; an old checkpoint that is removed meanwhile harms nobody."""
+    mirror, old = filled(checkpoint="weights", log="lines"), CHECKPOINT.replace("1.", "0.")
+    write(mirror, **{old: "old"})
+    begun, goes_on, write_out = Event(), Event(), mirror._write
+
+    def slow(name, source):
+        begun.set()
+        assert goes_on.wait(60)
+        write_out(name, source)
+
+    monkeypatch.setattr(mirror, "_write", slow)
+    mirror.start_push()
+    assert begun.wait(60)
+    newer = CHECKPOINT.replace("1.", "2.")
+    write(mirror, **{newer: "newer"})
+    mirror.start_push()
+    assert store.written == []
+    (mirror.folder / CHECKPOINT).unlink()
+    goes_on.set()
+    mirror._under_way.result()
+    assert listed(store).keys() == {old, "log.jsonl"}
+    mirror.push()
+    assert listed(store).keys() == {old, newer, "log.jsonl"}
+
+
+def test_a_copy_that_failed_meanwhile_is_said_with_the_next(store):
+    mirror = filled(checkpoint="weights")
+    store.full = True
+    mirror.start_push()
+    assert mirror._under_way.exception() is not None
+    store.full = False
+    with pytest.raises(UserError, match="the store is closed"):
+        mirror.start_push()
+    mirror._under_way.result()
+    mirror.start_push()
+    assert listed(store).keys() == {CHECKPOINT}
 
 
 def test_a_torn_list_leaves_the_one_before(store, elsewhere):

@@ -1,7 +1,8 @@
 """A run whose OUTPUT_DIR is an address: it works in a folder of this machine, and keeps a copy of that at the address.
 
 What is new or changed is copied through iopath's handler of such addresses after every checkpoint, with every report
-and at the end. Last comes a list of all files; what the list no longer has is removed only then. Whoever starts the run
+(training goes on meanwhile) and at the end. Last comes a list of all files; what the list no longer has is removed only
+then. Whoever starts the run
 again, on any machine, fetches what is listed: killed at any moment, a run loses what came after the last list. Lists
 are written in turns, under two names: one that is torn leaves the one before it.
 """
@@ -13,9 +14,10 @@ import json
 import shutil
 import stat
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from iopath.common.file_io import PathManager, get_cache_dir
 
@@ -53,6 +55,8 @@ class Mirror:
         self._copied: dict[str, Stamp] = {}
         self._number, self._mark = 0, ""
         """Of the newest list."""
+        self._thread = ThreadPoolExecutor(1, "mirror")
+        self._under_way: Future[None] | None = None
 
     def fetch(self) -> None:
         """Makes the folder what is at the address; it stays as it is where it was the last to be copied there.
@@ -75,14 +79,36 @@ class Mirror:
             raise UserError(f"OUTPUT_DIR: {self.address} cannot be read ({_line(error)}).") from None
         self._copied = self._present()
 
+    def start_push(self) -> None:
+        """Begins to `push` beside what goes on, unless that is still under way; then the next call takes its turn.
+
+        Raises UserError where the one before failed.
+        """
+        under_way = self._under_way
+        if under_way is None or under_way.done():
+            self._under_way = self._thread.submit(self._push)
+            if under_way is not None:
+                under_way.result()
+
     def push(self) -> None:
-        """Copies what is new or changed. Raises UserError where the address cannot be written."""
+        """Copies what is new or changed, after what is under way. Raises UserError where the address takes nothing."""
+        self._under_way = None
+        self._thread.submit(self._push).result()
+
+    def _push(self) -> None:
         try:
             present = self._present()
             for name, stamp in sorted(present.items(), key=lambda item: not item[0].startswith(CHECKPOINTS)):
-                if self._copied.get(name) != stamp:
-                    self._write(name, self.folder / name)
-                    self._copied[name] = stamp
+                if self._copied.get(name) == stamp:
+                    continue
+                try:
+                    source = (self.folder / name).open("rb")
+                except FileNotFoundError:  # an old checkpoint, removed since we looked
+                    del present[name]
+                    continue
+                with source:
+                    self._write(name, source)
+                self._copied[name] = stamp
             self._write_list({name: size for name, (size, _) in present.items()})
         except Exception as error:
             why = f"OUTPUT_DIR: {self.address} cannot be written ({_line(error)})"
@@ -121,7 +147,8 @@ class Mirror:
         number, mark, text = self._number + 1, uuid.uuid4().hex, self.folder / f".{LISTS[0]}"
         text.write_text(json.dumps({"number": number, "mark": mark, "files": sizes}))
         self._write_own(self._mark, mark)
-        self._write(LISTS[number % 2], text)
+        with text.open("rb") as source:
+            self._write(LISTS[number % 2], source)
         self._write_own(mark)
         self._number, self._mark = number, mark
 
@@ -146,11 +173,11 @@ class Mirror:
         if name.startswith(CHECKPOINTS) and path.stat().st_size != size:
             path.unlink()
 
-    def _write(self, name: str, path: Path) -> None:
+    def _write(self, name: str, source: BinaryIO) -> None:
         target = f"{self.address}/{name}"
         with suppress(Exception):  # handlers that have no folders need none
             self._manager.mkdirs(target.rsplit("/", 1)[0])
-        with path.open("rb") as source, self._manager.open(target, "wb") as file:
+        with self._manager.open(target, "wb") as file:
             shutil.copyfileobj(source, file)
 
 

@@ -193,7 +193,7 @@ class RunLog:
                 logger.warning("warning: the last %d lines of log.jsonl are lost.", len(self._waiting))
             self._lines.close()
             self._tried(BOARD, self._board.close)
-            self.copy()
+            self.copy(wait=True)
 
     def report(self) -> None:
         """Writes report.html anew."""
@@ -201,10 +201,10 @@ class RunLog:
             self._tried("report.html", partial(write_report, [self.folder], self.folder / "report.html"))
             self.copy()
 
-    def copy(self) -> None:
-        """Copies what is new to where OUTPUT_DIR is, if that is elsewhere."""
+    def copy(self, wait: bool = False) -> None:
+        """Copies what is new to where OUTPUT_DIR is, if that is elsewhere; meanwhile the run goes on, or shall wait."""
         if self.folder is not None and self.mirror is not None:
-            self._tried("OUTPUT_DIR", self.mirror.push)
+            self._tried("OUTPUT_DIR", self.mirror.push if wait else self.mirror.start_push)
 
     @property
     def is_copied(self) -> bool:
