@@ -44,11 +44,8 @@ def test_mae_priv(entry, request):
     plan = plan_run(cfg, IMAGES, world_size=effective["gpus_in_launch_scripts"])
     assert plan.batch_size == effective["total_batch"] and plan.epochs == args["epochs"]
     assert plan.steps_per_epoch == effective["iterations_per_epoch_imagenet1k"]
-    warmup = args["warmup_epochs"] * plan.steps_per_epoch
     for step, lr in zip(effective["schedule_iterations"], effective["schedule_lr"]):
-        # theirs warms up in one step fewer
-        expected = lr if step >= warmup else lr * (warmup - 1) / warmup
-        assert plan.lr(step) == pytest.approx(expected, rel=1e-6, abs=1e-12), step
+        assert plan.lr(step) == pytest.approx(lr, rel=1e-6, abs=1e-12), step
     # their LARS is plain SGD where there is no weight decay; their SGD is Nesterov's
     assert ("sgd", args["opt"] == "sgd") == (cfg.SOLVER.OPTIMIZING_METHOD, cfg.SOLVER.NESTEROV)
     assert (args["momentum"], args["weight_decay"]) == (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY)
@@ -78,6 +75,18 @@ def test_mff(folder):
     edge, centre = theirs["test_pipeline"][1:3]
     assert (edge["scale"], edge["edge"]) == (256, "short") and eval_transform(cfg).short_side == 256
     assert centre["crop_size"] == cfg.DATA.TEST_CROP_SIZE
+
+
+@pytest.mark.parametrize("folder", cases("mmpretrain/layer_decay"), ids=lambda p: p.name)
+def test_learning_rates_of_mff(folder):
+    case, _ = load_case(folder)
+    entry = case["schedules"].get("mff_linear_90e")
+    if entry is None:
+        pytest.skip("not this recipe")
+    plan = plan_run(recipe("mff_VIT_B"), entry["iters_per_epoch"] * entry["total_batch"], entry["gpus_from_file_name"])
+    for step, _, lr in entry["points"]:
+        close = pytest.approx(lr, rel=case["tolerance"]["rtol"], abs=case["tolerance"]["atol"])
+        assert plan.lr(int(step)) == close, step
 
 
 @pytest.mark.parametrize("folder", cases("mmpretrain/model_stats"), ids=lambda p: p.name)
