@@ -20,7 +20,7 @@ from mfm_core.methods.parts import (
     loss_from_cfg,
     target_from_cfg,
 )
-from mfm_core.nn.init import init_autoencoder
+from mfm_core.nn.init import init_autoencoder, init_decoder_of_clips
 from mfm_core.objective import MaskedAutoencoder
 
 
@@ -41,11 +41,16 @@ def autoencoder_from_cfg(
         raise UserError(
             f"MASK.PRETRAIN_DEPTH is {depths}; a masked autoencoder decodes the encoder's last block, {last}."
         )
-    init_autoencoder(backbone)
+    of_images = modality_of(cfg) == "image"
+    if of_images:
+        init_autoencoder(backbone)
     target = target_from_cfg(cfg, backbone)
+    decoder = decoder_from_cfg(cfg, backbone, target.dim)
+    if not of_images:
+        init_decoder_of_clips(decoder)
     return MaskedAutoencoder(
         backbone=backbone,
-        head=decoder_from_cfg(cfg, backbone, target.dim),
+        head=decoder,
         target=target,
         loss=loss_from_cfg(cfg, backbone),
         num_visible=torch.Size(backbone.grid).numel() - hidden_from_cfg(cfg, backbone.grid),

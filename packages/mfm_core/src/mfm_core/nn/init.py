@@ -1,6 +1,7 @@
 """How the methods start their models: masked autoencoders as official MAE (He et al. 2022), MFM's ViT as BEiT.
 
-mmpretrain's MFF and MAE-priv start from the same distributions as MAE.
+mmpretrain's MFF and MAE-priv start from the same distributions as MAE. PySlowFast's MAE on clips leaves its encoder as
+MaskFeat's, see `init_weights`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,17 @@ def init_autoencoder(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] in TOKENS:
             nn.init.normal_(parameter, std=0.02)
+
+
+def init_decoder_of_clips(decoder: nn.Module) -> None:
+    """Starts a `TransformerDecoder` anew, in place, as PySlowFast does.
+
+    Blocks, norm and prediction, and the mask token: truncated normal with 0.02, biases zero. The encoder's norm and the
+    linear layer behind it: as torch starts them. Positions stay.
+    """
+    init_weights(decoder, bias=0.0)
+    decoder.embed.reset_parameters()
+    nn.init.trunc_normal_(decoder.mask_token, std=0.02)
 
 
 @torch.no_grad()

@@ -207,7 +207,10 @@ def layer_norm(dim: int, **kwargs) -> nn.LayerNorm:
 
 
 def init_weights(module: nn.Module, bias: float = 0.02, std: float = 0.02) -> None:
-    """PySlowFast's initialisation: weights truncated normal `std`; biases, those of norms too, constant `bias`."""
+    """PySlowFast's initialisation: weights truncated normal `std`; biases, those of norms too, constant `bias`.
+
+    (PySlowFast leaves the bias of the patch projection as torch starts it, at most 0.05 either way.)
+    """
     for child in module.modules():
         if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d)):
             nn.init.trunc_normal_(child.weight, std=std)
