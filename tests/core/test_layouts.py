@@ -187,6 +187,21 @@ def test_a_decoder_s_norm_is_no_classifier_s(mean_pooling, fresh_norm, taken, tm
         assert (f"head.encoder_norm.{part}" in report.unused) is not taken
 
 
+def test_an_autoencoder_of_clips_hands_its_norm_to_both_read_outs(tmp_path):
+    """PySlowFast calls all three norms the same, and loads by name. Its separate positions have names of their own."""
+    content = autoencoder()["model_state"]
+    positions = {f"backbone.pos_embed.{part}": torch.zeros(1, 4, 24) for part in ("spatial", "temporal")}
+    theirs = {"decoder_embed.weight": (2,), "mask_token": (2,), "pred_head.projections.0.weight": (2,)}
+    theirs |= {f"dec_pos_embed_{part}": (2,) for part in ("spatial", "temporal", "class")}
+    checkpoint = read(theirs)
+    assert {f"head.pos_embed.{part}" for part in ("spatial", "temporal", "cls")} <= set(checkpoint.state)
+    torch.save({"model_state": content | positions}, tmp_path / "x.pyth")
+    for mean_pooling in (False, True):
+        model = classifier(mean_pooling=mean_pooling)
+        init_from(model, str(tmp_path / "x.pyth"))
+        assert torch.equal(model.head.norm.weight.data, content["head.encoder_norm.weight"])
+
+
 def test_maskfeat_s_norm_stays_with_its_predictions(tmp_path):
     """As in PySlowFast. MFM's, which all tokens pass, is taken over."""
     norm = {f"head.transforms.0.0.{part}": torch.randn(24) for part in ("weight", "bias")}

@@ -10,7 +10,8 @@ from autoencoders import meta_model, parameters
 from golden_cases import cases, load_case
 from paths import CONFIGS
 
-from mfm_core.config import flatten, load_config, validate
+from mfm_core.checkpoint.init_from import init_from
+from mfm_core.config import flatten, load_config, schedule_of, validate
 from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES, plan_run
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.optim.build import build_optimizer, follow
@@ -125,7 +126,7 @@ def test_hyperparameters_of_mae_priv(name, recipe):
     size, patch = re.fullmatch(r"pretrain_mae_(\w+)_patch(\d+)_224", args["model"]).groups()
     path = CONFIGS / "mae" / f"{priv_file(name)}.yaml"
     expected = {
-        "SOLVER.BASE_LR": effective["lr"],
+        "SOLVER.BASE_LR": args["lr"],
         "TRAIN.BATCH_SIZE": effective["total_batch"],
         "SOLVER.MAX_EPOCH": args["epochs"],
         "SOLVER.WARMUP_EPOCHS": args["warmup_epochs"],
@@ -148,7 +149,16 @@ def test_hyperparameters_of_mae_priv(name, recipe):
         "DATA.STD": recipe["train_transform"]["std"],
     }
     assert_keys(path, expected)
+    assert schedule_of(load_config(str(path)), num_shards=1).base == pytest.approx(effective["lr"], rel=1e-6)
     assert size == PRIV_SIZES[load_config(str(path)).MVIT.SIZE or "G"]
+
+
+@each_file()
+def test_the_learning_rate_goes_with_the_batch(path):
+    """1.5e-4 for 256 images (MAE, section A.1), on one machine or on several, with the batch that the user has."""
+    for overrides, shards, rate in (([], 1, 0.0024), (["512"], 1, 3e-4), (["512"], 8, 0.0024)):
+        cfg = load_config(str(path), ["TRAIN.BATCH_SIZE", *overrides] if overrides else [])
+        assert schedule_of(cfg, shards).base == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("epochs", [300, 800])
@@ -185,3 +195,28 @@ def test_hyperparameters_of_mff(folder, epochs):
     assert (transform.size, transform.padding, crop["padding_mode"]) == (crop["size"], crop["padding"], "reflect")
     assert transform.short_side == steps["torchvision/Resize"]["size"] and transform.interpolations == ("bilinear",)
     assert transform.flip == steps["torchvision/RandomHorizontalFlip"]["p"]
+
+
+@pytest.mark.parametrize(("name", "cut"), [("mae/priv_VIT_S_CLS_PT_100e", True), ("mae/in1k_VIT_B_16_PT_800e", False)])
+def test_starts(name, cut):
+    """MAE-priv cuts its tokens off at one deviation, and leaves two layers as torch starts them."""
+    small = ["MVIT.SIZE", "", "MVIT.EMBED_DIM", "192", "MVIT.DEPTH", "1", "MVIT.NUM_HEADS", "3"]
+    torch.manual_seed(0)
+    model = build_model(load_config(str(CONFIGS / f"{name}.yaml"), small))
+    for token in (model.backbone.cls_token.detach(), model.head.mask_token.detach()):
+        assert (float(token.abs().max()) <= 0.02) is cut
+    projection, embed = model.backbone.patch_embed.proj, model.head.embed
+    torch_s, xavier_s = (3 * 16 * 16) ** -0.5, (6 / (3 * 16 * 16 + 192)) ** 0.5
+    assert float(projection.weight.detach().abs().max()) == pytest.approx(torch_s if cut else xavier_s, rel=1e-2)
+    assert embed.bias.any().item() is cut
+
+
+def test_the_class_token_of_mae_priv_never_saw_the_encoder_s_norm(tmp_path):
+    """So its fine-tuning starts a norm afresh, from a checkpoint of ours as from theirs."""
+    small = ["MVIT.SIZE", "", "MVIT.EMBED_DIM", "48", "MVIT.DEPTH", "1", "MVIT.NUM_HEADS", "3"]
+    files = (CONFIGS / "mae" / f"{name}.yaml" for name in ("priv_VIT_S_CLS_PT_100e", "in1k_VIT_S_MAEpriv_CLS_50e_FT"))
+    pretrained, classifier = (build_model(load_config(str(file), small)) for file in files)
+    torch.nn.init.constant_(pretrained.head.encoder_norm.weight, 2.0)
+    torch.save({"model_state": pretrained.state_dict()}, tmp_path / "x.pyth")
+    report = init_from(classifier, str(tmp_path / "x.pyth"))
+    assert "head.norm.weight" in report.missing and bool((classifier.head.norm.weight == 1).all())

@@ -366,6 +366,16 @@ def test_coincheung(folder):
     assert ours == pytest.approx(io["out_finetune_lr_by_epoch"].tolist(), **tolerance)
 
 
+def test_resnets_start_as_torchvision_s():
+    torch.manual_seed(0)
+    model = build_model(load("mfm", "in1k_R50_MFM_100e_FT"))
+    assert all(block.bn3.weight.all() for block in model.backbone.layer1), "no branch starts at zero"
+    bound = 2048**-0.5
+    for values in (model.head.projection.weight.detach(), model.head.projection.bias.detach()):
+        assert 0.95 * bound < float(values.abs().max()) <= bound
+        assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
 # --- each recipe ---------------------------------------------------------------------------------------------------
 
 SHRUNK = [
@@ -427,5 +437,5 @@ def test_shrunk_recipe_takes_a_step(path, photo_folder, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     step = next(line for line in lines if line["kind"] == "step")
     indifferent = {"bce": math.log(2), "soft_cross_entropy": math.log(3)}[cfg.MODEL.LOSS_FUNC]
-    assert step["loss"] == pytest.approx(indifferent, abs=0.2 if cfg.MODEL.ARCH == "resnet" else 0.01)
+    assert step["loss"] == pytest.approx(indifferent, abs=0.5 if cfg.MODEL.ARCH == "resnet" else 0.01)
     assert not [line for line in lines if line["kind"] == "warning"]

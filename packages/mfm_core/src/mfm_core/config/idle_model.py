@@ -189,6 +189,7 @@ MODEL_RULES: tuple[Rule, ...] = (
             "MASK.DECODER_EMBED_DIM",
             "MASK.DECODER_NUM_HEADS",
             "MASK.DECODER_CLS_TOKEN",
+            "MASK.INIT",
             "MASK.DECODER_SEP_POS_EMBED",
         ),
     ),
@@ -271,6 +272,11 @@ MODEL_RULES: tuple[Rule, ...] = (
         lambda c: task_of(c) == "finetune" and c.MVIT.USE_MEAN_POOLING,
         "has no effect: behind MVIT.USE_MEAN_POOLING the norm is never a pre-trained encoder's",
         ("MVIT.FRESH_NORM",),
+    ),
+    (
+        lambda c: task_of(c) == "finetune" and arch_of(c) == "resnet" and c.MVIT.HEAD_INIT_STD == 0,
+        "has no effect: with MVIT.HEAD_INIT_STD 0 the classifier starts as torch starts linear layers",
+        ("MVIT.HEAD_INIT_BIAS",),
     ),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
 )

@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple] = {
     "MVIT.SIZE": ("", "Ti", "S", "B", "L", "H"),
     "MASK.HEAD_TYPE": ("separate", "separate_xformer"),
     "MASK.METHOD": ("", "maskfeat", "mae", "mff", "mfm"),
+    "MASK.INIT": ("", "mae", "mae_priv", "pyslowfast"),
     "MASK.TARGET": ("", "hog", "pixel", "spectrum"),
     "DATA.TRAIN_CROP_TYPE": ("resized", "padded"),
     "MASK.COUNT": ("visible", "hidden"),

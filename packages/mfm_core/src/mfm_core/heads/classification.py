@@ -47,8 +47,8 @@ class ClassificationHead(ReadOut):
     """A read-out, dropout and a linear layer.
 
     norm: False leaves the read-out's norm out, for encoders that have their own (ResNets). The linear layer starts
-    truncated normal with init_std, its bias and the norm's constant; init_scale then multiplies the linear layer.
-    PySlowFast's start is the default, MAE's is (2e-5, 0).
+    truncated normal with init_std, its bias and the norm's constant; with an init_std of 0 as torch starts it.
+    init_scale then multiplies it. PySlowFast's start is the default, MAE's is (2e-5, 0).
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class ClassificationHead(ReadOut):
         super().__init__(layer_norm(embed_dim) if norm else nn.Identity(), num_prefix_tokens, mean_pooling, fresh_norm)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embed_dim, num_classes)
-        init_weights(self, bias=init_bias, std=init_std)
+        init_weights(self, bias=init_bias, std=init_std or 1.0)
+        if init_std == 0:
+            self.projection.reset_parameters()
         with torch.no_grad():
             self.projection.weight.mul_(init_scale)
             self.projection.bias.mul_(init_scale)

@@ -20,7 +20,7 @@ from mfm_core.methods.parts import (
     loss_from_cfg,
     target_from_cfg,
 )
-from mfm_core.nn.init import init_autoencoder, init_decoder_of_clips
+from mfm_core.nn.init import init_autoencoder, init_mae_priv, init_pyslowfast_decoder
 from mfm_core.objective import MaskedAutoencoder
 
 
@@ -41,13 +41,15 @@ def autoencoder_from_cfg(
         raise UserError(
             f"MASK.PRETRAIN_DEPTH is {depths}; a masked autoencoder decodes the encoder's last block, {last}."
         )
-    of_images = modality_of(cfg) == "image"
-    if of_images:
+    init = cfg.MASK.INIT or {"image": "mae", "video": "pyslowfast"}[modality_of(cfg)]
+    if init != "pyslowfast":
         init_autoencoder(backbone)
     target = target_from_cfg(cfg, backbone)
     decoder = decoder_from_cfg(cfg, backbone, target.dim)
-    if not of_images:
-        init_decoder_of_clips(decoder)
+    if init == "mae_priv":
+        init_mae_priv(backbone, decoder)
+    elif init == "pyslowfast":
+        init_pyslowfast_decoder(decoder)
     return MaskedAutoencoder(
         backbone=backbone,
         head=decoder,

@@ -1,7 +1,7 @@
 """How the methods start their models: masked autoencoders as official MAE (He et al. 2022), MFM's ViT as BEiT.
 
-mmpretrain's MFF and MAE-priv start from the same distributions as MAE. PySlowFast's MAE on clips leaves its encoder as
-MaskFeat's, see `init_weights`.
+mmpretrain's MFF starts from the same distributions as MAE. PySlowFast's MAE on clips leaves its encoder as MaskFeat's,
+see `init_weights`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,20 @@ def init_autoencoder(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
 
 
-def init_decoder_of_clips(decoder: nn.Module) -> None:
+def init_mae_priv(encoder: nn.Module, decoder: nn.Module) -> None:
+    """Makes the start of `init_autoencoder` MAE-priv's, in place.
+
+    The patch projection and the linear layer between encoder and decoder: as torch starts them. Class and mask token:
+    normal with 0.02, cut off at one deviation.
+    """
+    encoder.patch_embed.proj.reset_parameters()
+    decoder.embed.reset_parameters()
+    for token in (encoder.cls_token, decoder.mask_token):
+        if token is not None:
+            nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
+
+
+def init_pyslowfast_decoder(decoder: nn.Module) -> None:
     """Starts a `TransformerDecoder` anew, in place, as PySlowFast does.
 
     Blocks, norm and prediction, and the mask token: truncated normal with 0.02, biases zero. The encoder's norm and the

@@ -21,6 +21,13 @@ def _is_whole_image(names: Names) -> bool:
 
 
 OURS = (
+    Layout(  # of clips, by their positions in two tables: PySlowFast's MAE, see pyslowfast.py
+        "this project's",
+        lambda s: _is_ours(s) and {"head.encoder_norm.weight", "backbone.pos_embed.spatial"} <= s,
+        (("", ""),),
+        token_norm="head.encoder_norm.",
+        pooled_norm="head.encoder_norm.",
+    ),
     Layout(
         "this project's",
         lambda s: _is_ours(s) and "head.encoder_norm.weight" in s,

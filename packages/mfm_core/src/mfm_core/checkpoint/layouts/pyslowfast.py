@@ -16,9 +16,9 @@ _DECODER = (
     ("mask_token", "head.mask_token"),
     ("decoder_embed.", "head.embed."),
     ("decoder_pos_embed", "head.pos_embed"),
-    ("decoder_pos_embed_spatial", "head.pos_embed.spatial"),
-    ("decoder_pos_embed_temporal", "head.pos_embed.temporal"),
-    ("decoder_pos_embed_class", "head.pos_embed.cls"),
+    ("dec_pos_embed_spatial", "head.pos_embed.spatial"),
+    ("dec_pos_embed_temporal", "head.pos_embed.temporal"),
+    ("dec_pos_embed_class", "head.pos_embed.cls"),
     *(
         (f"pred_head.transforms.0.{depth}.{kind}", f"head.norm.{kind}")
         for depth in range(1, _DEEPEST + 1)

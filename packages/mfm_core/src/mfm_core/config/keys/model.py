@@ -49,6 +49,7 @@ MVIT.LAYER_SCALE_INIT_VALUE = 0.0
 # Classifier weights start multiplied by this.
 MVIT.HEAD_INIT_SCALE = 1.0
 # ours: their standard deviation before that (MAE: 2e-5), and the biases' start, the norm's too (0 but in PySlowFast).
+# A deviation of 0: weights and biases as torch starts linear layers (torchvision's ResNets).
 MVIT.HEAD_INIT_STD = 0.02
 MVIT.HEAD_INIT_BIAS = 0.02
 # No weight decay on class token and positions.
