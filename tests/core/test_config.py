@@ -143,6 +143,9 @@ def test_mistakes_on_the_command_line(overrides, parts):
         ("_BASE_: absent.yaml\n", ["run.yaml", "absent.yaml", "_BASE_"]),
         ("_BASE_: 5\n", ["run.yaml", "cannot be read as a config"]),
         ("_BASE_: run.yaml\n", ["run.yaml", "cannot be read as a config"]),
+        ("TRAIN: &a\n  ENABLE: *a\n", ["run.yaml", "cannot be read as a config"]),
+        ("TRAIN: {}\nAUG: {}\nTRAIN: {ENABLE: True}", ["run.yaml", "section TRAIN stands twice (lines 1 and 3)"]),
+        ("TRAIN: {}\nAUG: {}\n\nTRAIN:\n", ["run.yaml", "section TRAIN stands twice (lines 1 and 4)"]),
     ],
     ids=lambda p: repr(p)[:30],
 )
@@ -177,6 +180,18 @@ def test_base_files_are_relative_and_overridden(write, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     cfg = load_config(str(path), ["TRAIN.EVAL_PERIOD", "4"])
     assert (cfg.RNG_SEED, cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_PERIOD) == (5, 9, 4)
+
+
+def test_what_stands_twice_in_a_file(write, caplog):
+    """A section is refused, in a `_BASE_` too; of a key the last counts, as in some of PySlowFast's files, and is said."""
+    write("SOLVER:\n  BASE_LR: 1.0\nSOLVER:\n  MAX_EPOCH: 3\n", "base.yaml")
+    message = message_of(write("_BASE_: base.yaml\nSOLVER:\n  MAX_EPOCH: 5\n"))
+    assert "base.yaml: the section SOLVER stands twice (lines 1 and 3)" in message
+    assert not caplog.messages
+    cfg = load_config(str(write("MVIT:\n  NUM_HEADS: 3\n  DEPTH: 7\n  NUM_HEADS: 1\nTRAIN:\n  BATCH_SIZE: 2\n")))
+    assert (cfg.MVIT.NUM_HEADS, cfg.MVIT.DEPTH, cfg.TRAIN.BATCH_SIZE) == (1, 7, 2)
+    (said,) = caplog.messages
+    assert "run.yaml: MVIT.NUM_HEADS stands twice (lines 2 and 4); the last counts" in said
 
 
 def test_spellings_of_values():
