@@ -199,6 +199,10 @@ class TestDataFolder:
             cfg = tiny_config("pretrain", photo_folder, output, *ONE_EPOCH, "LOG_PERIOD", "100")
             assert str(occupied) in error_of(cfg)
 
+    def test_output_folder_whose_name_is_not_utf_8(self, photo_folder, tmp_path, error_of):
+        error = error_of(tiny_config("pretrain", photo_folder, tmp_path / "caf\udce9", *ONE_EPOCH))
+        assert "not UTF-8" in error and "OUTPUT_DIR" in error
+
     def test_a_full_disk_under_the_log(self, photo_folder, tmp_path, error_of):
         (tmp_path / "log.jsonl").symlink_to("/dev/full")
         error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *ONE_EPOCH))
