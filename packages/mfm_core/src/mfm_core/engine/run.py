@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import (
     is_training_state,
+    list_checkpoints,
     machines_of,
     newest_checkpoint,
     read_state,
@@ -211,7 +212,8 @@ def build_trainer(setup: Setup) -> Trainer:
             name: torch.zeros((), dtype=torch.float64, device=world.device) for name in ("loss", "steps", "clipped")
         },
     )
-    notes = [f"strategy: {strategy.name}", *_restore(cfg, state, plan, folder)]
+    continued, restored = _restore(setup, state)
+    notes = [f"strategy: {strategy.name}", *restored]
     if plan.left_out:
         why = "AUG.REPEATED_SAMPLER" if plan.repetitions > 1 else "DATA_LOADER.DROP_LAST False takes all"
         notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time ({why})")
@@ -224,9 +226,9 @@ def build_trainer(setup: Setup) -> Trainer:
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
-    notes += _set_aside(cfg, state, folder / "checkpoints")
-    # What a run that begins anew finds is another's, its numbers before training too.
-    done = state.step if state.step or cfg.TRAIN.AUTO_RESUME else -1
+    notes += _set_aside(cfg, state, folder / "checkpoints", continued)
+    # What a run that continues nothing finds is another's, the numbers before training too.
+    done = state.step if continued else -1
     log = RunLog(folder if world.is_main else None, done, rewind=True, mirror=setup.mirror)
     _log_start(setup, log, notes, summary)
     sampler = TrainSampler(plan.cut, world.rank, world.size, cfg.RNG_SEED, repetitions=plan.repetitions)
@@ -247,34 +249,50 @@ def build_trainer(setup: Setup) -> Trainer:
     )
 
 
-def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> list[str]:
-    """Continues this folder's run, or another's, or takes weights; what was done, in lines for the log."""
+def _restore(setup: Setup, state: TrainState) -> tuple[Path | None, list[str]]:
+    """Continues this folder's run, or another's, or takes weights.
+
+    Returns the checkpoint that is continued, None where the run begins, and what was done in lines for the log.
+    """
+    cfg, plan = setup.cfg, setup.plan
     if cfg.TRAIN.AUTO_RESUME:
-        path = resume_latest(folder / "checkpoints", state, plan, cfg.RNG_SEED)
+        path = resume_latest(setup.folder / "checkpoints", state, plan, cfg.RNG_SEED)
         if path is not None:
-            return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
+            return path, [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
     path = cfg.TRAIN.CHECKPOINT_FILE_PATH
     if not path:
-        return []
+        return None, []
     if not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
         content = read_state(path, state.strategy.world)
         if is_training_state(content, plan):
             restore(content, state, plan, cfg.RNG_SEED, path)
-            return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
+            return Path(path), [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
+    if _lies_in_folder(path, setup):
+        raise UserError(
+            f"TRAIN.CHECKPOINT_FILE_PATH {path} lies in OUTPUT_DIR, where a run that begins anew moves the checkpoints "
+            "away and writes others of their names; take another OUTPUT_DIR."
+        )
     whole = state.strategy.whole(state.model)
     report = init_from(whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH)
     for model in (state.model, state.average) if state.average is not None else (state.model,):
         state.strategy.load_model(model, whole.state_dict())
-    return [f"weights from {path}", *report.lines()]
+    return None, [f"weights from {path}", *report.lines()]
 
 
-def _set_aside(cfg: CfgNode, state: TrainState, folder: Path) -> list[str]:
+def _lies_in_folder(path: str, setup: Setup) -> bool:
+    """Whether a checkpoint is one of those in the folder where the run writes, by its path or its address."""
+    if setup.mirror is not None:
+        path = path.replace(setup.mirror.address, str(setup.mirror.folder), 1)
+    return Path(path).resolve() in {own.resolve() for own in list_checkpoints(setup.folder / "checkpoints")}
+
+
+def _set_aside(cfg: CfgNode, state: TrainState, folder: Path, continued: Path | None) -> list[str]:
     """Where the run does not continue what is in its folder, moves that away, once all processes have read from it."""
     if cfg.TRAIN.AUTO_RESUME:
         return []
     world, moved, problem = state.strategy.world, None, None
     try:
-        moved = set_aside(folder, cfg.TRAIN.CHECKPOINT_FILE_PATH if state.step else "") if world.is_main else None
+        moved = set_aside(folder, continued) if world.is_main else None
     except OSError as error:
         problem = f"TRAIN.AUTO_RESUME False: the old checkpoints in {folder} cannot be moved away ({error.strerror})."
     problem = world.from_main(problem)
