@@ -271,8 +271,10 @@ def _now() -> str:
 
 
 def _last_epoch(path: Path) -> int:
-    if not path.is_file():
-        return -1
-    lines = [line for line in path.read_text().splitlines() if '"epoch"' in line and line.endswith("}")]
-    epochs = [line["epoch"] for line in map(json.loads, lines) if line["kind"] == "epoch"]
-    return epochs[-1] if epochs else -1
+    """The epoch of the last epoch line, -1 where there is none; lines that are damaged say nothing."""
+    last = -1
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            last = int(record["epoch"]) if record["kind"] == "epoch" else last
+    return last
