@@ -11,7 +11,7 @@ import torch
 from paths import CONFIGS, REPOSITORY
 from pyslowfast_files import FILES, KEYS, recipe
 
-from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
+from mfm_core.config import device_of, flatten, get_cfg, load_config, modality_of, pictures_of, validate
 from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
 from mfm_core.engine.trainer import Settings
@@ -183,7 +183,7 @@ def test_base_files_are_relative_and_overridden(write, tmp_path, monkeypatch):
 
 
 def test_what_stands_twice_in_a_file(write, caplog):
-    """A section is refused, in a `_BASE_` too; of a key the last counts, as in some of PySlowFast's files, and is said."""
+    """A section is refused, in a `_BASE_` too; of a key the last counts, as in files of PySlowFast, and is said."""
     write("SOLVER:\n  BASE_LR: 1.0\nSOLVER:\n  MAX_EPOCH: 3\n", "base.yaml")
     message = message_of(write("_BASE_: base.yaml\nSOLVER:\n  MAX_EPOCH: 5\n"))
     assert "base.yaml: the section SOLVER stands twice (lines 1 and 3)" in message
@@ -213,6 +213,14 @@ def test_spellings_of_values():
     cfg = dict(flatten(load_config(None, [w for key, (text, _) in overrides.items() for w in (key, text)])))
     for key, (_, value) in overrides.items():
         assert cfg[key] == value and type(cfg[key]) is type(value), key
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [("auto", 0, "cpu"), ("auto", 1, "auto"), ("cpu", 2, "cpu"), ("cuda", 0, "cuda")],
+)
+def test_no_gpus_are_the_cpu(device, num_gpus, expected):
+    assert device_of(load_config(None, ["DEVICE", device, "NUM_GPUS", str(num_gpus)])) == expected
 
 
 def test_the_result_is_frozen():
@@ -249,6 +257,7 @@ def test_lists_of_another_length_are_refused(key):
         (["MVIT.SIZE", "B", "MVIT.DEPTH", "12"], "MVIT.SIZE"),
         (["MVIT.DIM_MUL", "[[1, 2.0]]"], "MVIT.DIM_MUL"),
         (["SOLVER.WARMUP_EPOCHS", "300"], "SOLVER.WARMUP_EPOCHS"),
+        (["SOLVER.LAYER_DECAY", "0.0"], "SOLVER.LAYER_DECAY"),
         (["SOLVER.COSINE_END_LR", "1.0"], "SOLVER.COSINE_END_LR"),
         (["TEST.ENABLE", "True", "TEST.DATASET", "kinetics"], "TEST.DATASET"),
         (["MASK.METHOD", "mae"], "MASK.DECODER_DEPTH"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode
 
-from mfm_core.config.plan import arch_of, pictures_of, reports_attention, task_of, trains
+from mfm_core.config.plan import arch_of, device_of, pictures_of, reports_attention, task_of, trains
 from mfm_core.config.rule import Rule
 
 
@@ -175,7 +175,7 @@ RUN_RULES: tuple[Rule, ...] = (
     ),
     (lambda c: not trains(c), "acts in training only", ("DIST.STRATEGY", "DATA_LOADER.DROP_LAST")),
     (
-        lambda c: c.DEVICE == "cpu",
+        lambda c: device_of(c) == "cpu",
         "has no effect: with DEVICE cpu all lies in main memory",
         ("DIST.CPU_OFFLOAD",),
     ),

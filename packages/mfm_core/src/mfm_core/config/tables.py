@@ -146,7 +146,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.MOMENTUM": (0, 1),
     "SOLVER.DAMPENING": (0, 1),
     "SOLVER.WEIGHT_DECAY": (0, _INF),
-    "SOLVER.LAYER_DECAY": (0, 1),
+    "SOLVER.LAYER_DECAY": (1e-6, 1),
     "SOLVER.CLIP_GRAD_VAL": (0, _INF),
     "SOLVER.CLIP_GRAD_L2NORM": (0, _INF),
     "TRAIN.BATCH_SIZE": (1, _INF),

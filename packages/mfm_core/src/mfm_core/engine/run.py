@@ -29,7 +29,7 @@ from mfm_core.checkpoint.resume import (
 from mfm_core.checkpoint.saver import saver_from_cfg
 from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import RunPlan, plan_run, validate
-from mfm_core.config.plan import UNTRAINED_TASKS, task_of, trains
+from mfm_core.config.plan import UNTRAINED_TASKS, device_of, task_of, trains
 from mfm_core.data.loader import build_loader, death_of_worker
 from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
@@ -80,13 +80,15 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
     0: done, or stopped at TRAIN.STOP_STEP. 2: a user's error. 75: a signal stopped it and it has saved.
     """
     try:
-        world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
+        world = join_world(device_of(cfg), cfg.DIST.TIMEOUT)
         if not cfg.TRAIN.AUTO_RESUME and is_restart(world):  # "begin anew" was for the first start
             cfg = changed(cfg, "TRAIN.AUTO_RESUME", True)
         mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
         cfg = working_in(mirror.folder, cfg) if mirror else cfg
         folder = prepare_folder(cfg.OUTPUT_DIR)
-        if not trains(cfg):
+        if trains(cfg):
+            prepare_folder(str(folder / "checkpoints"))  # not when training is done
+        else:
             folder = _folder_of_test(cfg, folder)
         with only_writer(folder, world, cfg.DIST.TIMEOUT):
             return _run(cfg, build_task, world, mirror, folder)

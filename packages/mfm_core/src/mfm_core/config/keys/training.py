@@ -82,7 +82,8 @@ TRAIN.PRECISION = "auto"
 TRAIN.COMPILE = False
 # ours: decay of an exponential moving average of the weights, which evaluation then uses; 0 is none.
 TRAIN.EMA_DECAY = 0.0
-# A loss above this multiple of its running mean never reaches the weights; 0 is off.
+# A loss above this multiple of its running mean never reaches the weights; 0 is off. The mean is over some 50 losses,
+# where PySlowFast's is over five: while the loss falls quickly, one factor lets more pass here.
 TRAIN.KILL_LOSS_EXPLOSION_FACTOR = 0.0
 # ours: what such a step does, stop | skip.
 TRAIN.EXPLOSION = "stop"
