@@ -58,6 +58,14 @@ def test_pyslowfast_keys_and_defaults():
         assert ours[key] == default and type(ours[key]).__name__ == about["type"], key
 
 
+def test_our_files_name_a_folder_each():
+    """A run of one does not find another's. PySlowFast's files, and bases, write to where one is."""
+    files = [p for p in CONFIGS.glob("**/*.yaml") if p.parent.name not in ("masked_ssl", "video")]
+    files = [path for path in files if not path.stem.endswith("base")]
+    folders = {path: load_config(str(path)).OUTPUT_DIR for path in files}
+    assert "." not in folders.values() and len(set(folders.values())) == len(folders), folders
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_pyslowfast_files_load(name, tmp_path):
     cfg = dict(flatten(load_config(str(recipe(name, tmp_path)))))
