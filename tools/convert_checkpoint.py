@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.out.endswith(".pyth"):
+            if chosen.ema:
+                raise UserError(f"--ema is for timm's layout; {chosen.out} holds the average beside the weights.")
             said = consolidate(chosen.checkpoint, chosen.out)
         else:
             said = lines(*convert(chosen.checkpoint, chosen.out, chosen.ema), chosen.out)
