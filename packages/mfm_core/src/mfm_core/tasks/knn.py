@@ -22,7 +22,7 @@ from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import shared_knn_accuracy
 from mfm_core.probe.store import load_features, save_features, weights_digest
-from mfm_core.tasks.datasets import Listing
+from mfm_core.tasks.datasets import Listing, remarks
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.shown import Drawn
 
@@ -52,7 +52,7 @@ class KnnTask:
         self.loaders = {"train": eval_loader(cfg, neighbours, world), "val": eval_loader(cfg, queries, world)}
         self.model: FrozenEncoder = modality.build_model(cfg)
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
-        self.warnings: list[str] = []
+        self.warnings = remarks(neighbours, queries)
 
     def eval_loaders(self) -> list[Loader]:
         """Both sets'."""
