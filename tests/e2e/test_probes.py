@@ -244,6 +244,11 @@ class TestKnn:
         (line,) = log_of(output / "knn", "epoch")
         assert line["knn"] == [line["knn"] for line in log_of(output, "epoch") if "knn" in line][-1]
 
+    def test_other_inputs_than_in_training_are_warned_of(self, pretrained, photo_folder, tmp_path):
+        assert main(self.config(pretrained, photo_folder, tmp_path, "DATA.MEAN", "[0.1,0.1,0.1]")) == 0
+        said = [line["message"] for line in log_of(tmp_path, "warning") if "was trained with" in line["message"]]
+        assert len(said) == 1 and "DATA.MEAN" in said[0] and str(pretrained) in said[0]
+
     def test_unreadable_images_are_listed(self, pretrained, photo_folder, tmp_path):
         photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
         broken = photos / "train" / "bear" / "3.JPEG"
@@ -285,6 +290,7 @@ class TestKnn:
         assert "TEST.CHECKPOINT_FILE_PATH" in error("TEST.CHECKPOINT_FILE_PATH", "")
         assert "MVIT.EMBED_DIM" in error("MVIT.EMBED_DIM", "48")
         assert "MVIT.DEPTH" in error("MVIT.DEPTH", "1")
+        assert "trained with MVIT.NUM_HEADS 2, and this model has 1" in error("MVIT.NUM_HEADS", "1")
         assert "DATA.PATH_TO_DATA_DIR" in error("DATA.PATH_TO_DATA_DIR", "")
 
 
