@@ -43,6 +43,17 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> CN:
     return cfg
 
 
+def stored_config(text: str) -> CN:
+    """The configuration that a run has left as YAML; keys that are newer are at their defaults, older ones left out."""
+    cfg = get_cfg()
+    known = dict(flatten(cfg))
+    for key, value in flatten(yaml.safe_load(text)):
+        if key in known:
+            section, _, name = key.rpartition(".")
+            (value_of(cfg, section) if section else cfg)[name] = tuple(value) if type(known[key]) is tuple else value
+    return cfg
+
+
 def flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf."""
     for name, value in tree.items():

@@ -109,8 +109,8 @@ class RunLog:
     def __init__(
         self, folder: Path | None, first_step: int = 0, rewind: bool = False, mirror: Mirror | None = None
     ) -> None:
-        """first_step: how many steps are done, -1 where nothing is continued. rewind: what was logged of later ones is
-        undone and will come again.
+        """first_step: how many steps are done, -1 where nothing is continued. rewind: what was logged of later
+        ones is undone and will come again.
 
         mirror: keeps a copy of the folder elsewhere.
         """
@@ -240,7 +240,7 @@ class RunLog:
 
 def rewind_log(path: Path, step: int) -> None:
     """Moves the lines of steps and epochs after `step`, and of an `UNFINISHED` one, from the log to log_undone.jsonl:
-    each is there once. A negative `step` moves all: what they say is of another run.
+    each is there once. A step below 0 moves all lines: they are of a run that is not continued.
 
     Raises UserError where the folder cannot be written.
     """

@@ -100,7 +100,7 @@ def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[str,
         raise UserError(
             f"TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR {folder} has no checkpoints; name the weights to show."
         )
-    report = init_from(model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
+    report = init_from(model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True, cfg=cfg)
     lacking = report.missing + report.other_shape
     kinds = HEADS_NEEDED & set(_kinds(cfg))
     if lacking and kinds:
@@ -110,6 +110,8 @@ def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[str,
         )
     for line in [f"weights from {path}", *report.lines()]:
         logger.info("%s", line)
+    for warning in report.warnings:
+        logger.warning("warning: %s", warning)
     return path, [f"Not in the checkpoint, and not needed here: {', '.join(lacking)}"] if lacking else []
 
 

@@ -66,7 +66,7 @@ TRAIN.CHECKPOINT_KEEP = 0
 TRAIN.CHECKPOINT_FORMAT = "consolidated"
 # ours: write checkpoints while training goes on, from a copy in main memory.
 TRAIN.CHECKPOINT_ASYNC = False
-# Continue from the newest checkpoint in OUTPUT_DIR. False begins anew; checkpoints that are there go to before_N.
+# Continue from the newest checkpoint in OUTPUT_DIR. False begins anew; checkpoints and pictures there go to before_N.
 TRAIN.AUTO_RESUME = True
 # Start from these weights.
 TRAIN.CHECKPOINT_FILE_PATH = ""
