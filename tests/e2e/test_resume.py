@@ -144,6 +144,16 @@ def test_a_finished_run_is_not_taken_for_one_from_other_weights(photo_folder, tm
     assert len(warnings_of(tmp_path / "tuned")) == 1
 
 
+def test_weights_that_beginning_anew_would_move_away(photo_folder, tmp_path, error_of):
+    """The same command would start from another model the next time, or from none."""
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *QUIET)) == 0
+    path = tmp_path / "checkpoints" / "checkpoint_epoch_00002.pyth"
+    start = ["TRAIN.CHECKPOINT_FILE_PATH", path, "TRAIN.AUTO_RESUME", "False"]
+    error = error_of(tiny_config("finetune", photo_folder, tmp_path, *start))
+    assert f"{path} lies in OUTPUT_DIR" in error and "another OUTPUT_DIR" in error
+    assert path.is_file() and not list(tmp_path.glob("checkpoints/before_*"))
+
+
 def test_continuing_another_folder_with_other_values(photo_folder, tmp_path, error_of):
     """TRAIN.CHECKPOINT_FILE_PATH of the same task: named where the run goes on, refused where nothing is left."""
     keys = [*QUIET, "TRAIN.CHECKPOINT_PERIOD", "1"]

@@ -69,6 +69,11 @@ def begin(setup: Setup, state: TrainState) -> Restored:
     state.held = _training_files(setup)
     if not path:
         return Restored()
+    if not cfg.TRAIN.AUTO_RESUME and Path(path).resolve().parent == (setup.folder / "checkpoints").resolve():
+        raise UserError(
+            f"TRAIN.CHECKPOINT_FILE_PATH {path} lies in OUTPUT_DIR, and TRAIN.AUTO_RESUME False moves away what is "
+            "there; choose another OUTPUT_DIR."
+        )
     whole = state.strategy.whole(state.model)
     report = init_from(whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH, cfg=cfg)
     for model in (state.model, state.average) if state.average is not None else (state.model,):
