@@ -570,6 +570,8 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["MVIT.FRESH_NORM", "True", "MVIT.USE_MEAN_POOLING", "True"]),
         (FINETUNE, ["MVIT.HEAD_INIT_BIAS", "0.0", "MVIT.HEAD_INIT_STD", "0.0", "MODEL.ARCH", "resnet"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR", "1e-5", "SOLVER.LR_POLICY", "constant"]),
+        (IMAGE, ["DATA.TRAIN_CROP_CLAMP", "True", "DATA.TRAIN_CROP_TYPE", "padded"]),
+        (IMAGE, ["MONITOR.PICTURE_PERIOD", "5", "MONITOR.NUM_PICTURES", "0"]),
         (FINETUNE, ["PROBE.LRS", "[0.1]"]),
         (FINETUNE, ["KNN.FEATURES", "cls"]),
         (FINETUNE, ["SOLVER.LARS_ADAPT_1D", "True"]),

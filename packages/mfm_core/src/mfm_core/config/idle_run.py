@@ -24,7 +24,7 @@ RUN_RULES: tuple[Rule, ...] = (
     (
         lambda c: c.DATA.TRAIN_CROP_TYPE == "padded",
         "acts with DATA.TRAIN_CROP_TYPE resized only",
-        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
+        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE", "DATA.TRAIN_CROP_CLAMP"),
     ),
     (
         lambda c: bool(c.TEST.RESIZE_SIZES),
@@ -89,6 +89,11 @@ RUN_RULES: tuple[Rule, ...] = (
         lambda c: task_of(c) == "probe",
         "acts in pre-training and fine-tuning only",
         ("MONITOR.NUM_PICTURES",),
+    ),
+    (
+        lambda c: c.MONITOR.NUM_PICTURES == 0 and task_of(c) == "pretrain",
+        "acts with MONITOR.NUM_PICTURES above 0 only",
+        ("MONITOR.PICTURE_PERIOD",),
     ),
     (
         lambda c: not pictures_of(c),
