@@ -58,11 +58,11 @@ def test_pyslowfast_keys_and_defaults():
         assert ours[key] == default and type(ours[key]).__name__ == about["type"], key
 
 
-def test_our_files_name_a_folder_each():
+@pytest.mark.parametrize("kind", ["mae", "mfm", "probe", "tiny_imagenet", "demo", "demo_video", "real_videos"])
+def test_our_files_name_a_folder_each(kind):
     """A run of one does not find another's. PySlowFast's files, and bases, write to where one is."""
-    files = [p for p in CONFIGS.glob("**/*.yaml") if p.parent.name not in ("masked_ssl", "video")]
-    files = [path for path in files if not path.stem.endswith("base")]
-    folders = {path: load_config(str(path)).OUTPUT_DIR for path in files}
+    files = [path for path in (CONFIGS / kind).glob("*.yaml") if not path.stem.endswith("base")]
+    folders = {path.stem: load_config(str(path)).OUTPUT_DIR for path in files}
     assert "." not in folders.values() and len(set(folders.values())) == len(folders), folders
 
 
