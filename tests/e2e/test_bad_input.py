@@ -232,10 +232,6 @@ class TestDataFolder:
                 "said before it trains"
             )
 
-    def test_output_folder_whose_name_is_not_utf_8(self, photo_folder, tmp_path, error_of):
-        error = error_of(tiny_config("pretrain", photo_folder, tmp_path / "caf\udce9", *ONE_EPOCH))
-        assert "not UTF-8" in error and "OUTPUT_DIR" in error
-
     def test_a_full_disk_under_the_log(self, photo_folder, tmp_path, error_of):
         (tmp_path / "log.jsonl").symlink_to("/dev/full")
         error = error_of(tiny_config("pretrain", photo_folder, tmp_path, *ONE_EPOCH))
@@ -575,6 +571,12 @@ class TestProcesses:
         assert main(tiny_config("pretrain", photo_folder, output, *limit, *quiet)) == 0
         assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *limit, *quiet)) == 0
         assert_same(last_state(tmp_path / "whole"), last_state(output))
+
+    def test_output_folder_whose_name_is_not_utf_8(self, photo_folder, tmp_path):
+        run = self.start(photo_folder, tmp_path / "caf\udce9")
+        out, error = run.communicate(timeout=60)
+        assert run.returncode == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+        assert "not UTF-8" in error and "OUTPUT_DIR" in error
 
     def test_the_death_of_the_launcher_ends_what_it_launched(self, photo_folder, tmp_path):
         """They save and leave, where SIGINT is ignored, too: shells do that to the background jobs of a script."""
