@@ -12,7 +12,10 @@ from paths import CONFIGS
 from tiny_runs import TINY, last_state
 
 from mfm_core.config import flatten, load_config, plan_run, validate
+from mfm_core.errors import UserError
 from mfm_core.optim.build import build_optimizer
+from mfm_core.parallel.world import World
+from mfm_core.tasks.finetune import mixer_from_cfg
 from mfm_image.data.build import eval_transform, train_transform
 from mfm_image.entry import dry_run, main
 from mfm_image.models import build_model
@@ -209,6 +212,7 @@ def test_mff(folder):
         "MODEL.NUM_CLASSES": head["num_classes"],
         "MIXUP.ALPHA": mixup,
         "MIXUP.CUTMIX_ALPHA": cutmix,
+        "MIXUP.PARTNER": "random",
         "MIXUP.LABEL_SMOOTH_VALUE": head["loss"]["label_smooth_val"],
         "AUG.AA_TYPE": f"rand-m{augment['magnitude_level']}-mstd{augment['magnitude_std']}-inc1",
         "AUG.RE_PROB": steps["RandomErasing"]["erase_prob"],
@@ -234,10 +238,24 @@ def test_learning_rates_of_mff(folder):
     entry, cfg = case["schedules"].get("mff_ft_100e"), load("mff", "in1k_VIT_B_MFF_FT")
     if entry is None:
         pytest.skip("not this recipe")
-    plan = plan_run(cfg, entry["iters_per_epoch"] * entry["total_batch"], world_size=8)
+    plan = plan_run(cfg, 1_281_167, world_size=8)
+    assert plan.steps_per_epoch == entry["iters_per_epoch"]
     for point in entry["points"]:
         ours = [plan.lr(int(point[0]), scale) for scale in entry["lr_scales_of_columns"]]
         assert ours == pytest.approx(point[2:], rel=case["tolerance"]["rtol"], abs=case["tolerance"]["atol"])
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_odd_batches_of_mff(drop_last):
+    """Pairs drawn at random need no even number of images, which epochs without rest do not have."""
+    odd = ["TRAIN.BATCH_SIZE", 5, "DATA_LOADER.DROP_LAST", drop_last]
+    assert mixer_from_cfg(load("mff", "in1k_VIT_B_MFF_FT", *odd), World()).partner == "random"
+    reverse = load("mff", "in1k_VIT_B_MFF_FT", *odd, "MIXUP.PARTNER", "reverse")
+    if drop_last:
+        with pytest.raises(UserError, match="5 is odd; .* MIXUP.PARTNER next or random"):
+            mixer_from_cfg(reverse, World())
+    else:
+        mixer_from_cfg(reverse, World())
 
 
 MFM = {

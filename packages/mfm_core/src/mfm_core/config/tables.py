@@ -22,7 +22,7 @@ CHOICES: dict[str, tuple] = {
     "AUG.RE_MODE": ("pixel", "rand", "const"),
     "MODEL.MODEL_NAME": ("", "MaskMViT", "MViT"),
     "MODEL.ARCH": ("maskmvit", "mvit", "vit", "resnet"),
-    "MIXUP.PARTNER": ("reverse", "next"),
+    "MIXUP.PARTNER": ("reverse", "next", "random"),
     "MIXUP.LABEL_SMOOTH_OVER": ("all", "others"),
     "MODEL.LOSS_FUNC": ("multi_mse", "cross_entropy", "soft_cross_entropy", "bce"),
     "MVIT.MODE": ("conv", "avg", "max"),

@@ -100,7 +100,8 @@ MIXUP.CUTMIX_ALPHA = 1.0
 # Probability of mixing a batch, and of CutMix where both are on.
 MIXUP.PROB = 1.0
 MIXUP.SWITCH_PROB = 0.5
-# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it).
+# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it) | random
+# (each with any of the batch, none twice).
 MIXUP.PARTNER = "reverse"
 # Share of a label's probability that the classes get: all of them, or (ours) the others alone.
 MIXUP.LABEL_SMOOTH_VALUE = 0.1
