@@ -479,6 +479,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (IMAGE, ["MVIT.KEY_BIAS", "False", "MVIT.QKV_BIAS", "False"]),
         (IMAGE, ["DATA.TRAIN_CROP_PADDING", "8"]),
         (IMAGE, ["DATA.TRAIN_RESIZE_SHORT_SIDE", "256"]),
+        (IMAGE, ["DATA.TRAIN_CROP_CLAMP", "True", "DATA.TRAIN_CROP_TYPE", "padded"]),
         (FINETUNE, ["MASK.PIXEL_ORDER", "chw"]),
         (IMAGE, ["MIXUP.ENABLE", "True"]),
         (IMAGE, ["MODEL.NUM_CLASSES", "10"]),

@@ -128,6 +128,7 @@ def test_hyperparameters_of_mae_priv(name, recipe):
     expected = {
         "SOLVER.BASE_LR": args["lr"],
         "TRAIN.BATCH_SIZE": effective["total_batch"],
+        "TRAIN.MIXED_PRECISION": True,
         "SOLVER.MAX_EPOCH": args["epochs"],
         "SOLVER.WARMUP_EPOCHS": args["warmup_epochs"],
         "SOLVER.WEIGHT_DECAY": args["weight_decay"],
@@ -173,6 +174,7 @@ def test_hyperparameters_of_mff(folder, epochs):
     expected = {
         "SOLVER.BASE_LR": optimizer["lr"],
         "TRAIN.BATCH_SIZE": recipe["total_batch"],
+        "TRAIN.MIXED_PRECISION": recipe["amp"],
         "SOLVER.BETAS": optimizer["betas"],
         "SOLVER.WEIGHT_DECAY": optimizer["weight_decay"],
         "SOLVER.MAX_EPOCH": recipe["max_epochs"],

@@ -86,6 +86,7 @@ def check_timm_arguments(cfg, args: dict) -> None:
         "MODEL.NUM_CLASSES": args["nb_classes"],
         "MODEL.LOSS_FUNC": "soft_cross_entropy",
         "TRAIN.EMA_DECAY": 0.0,
+        "TRAIN.MIXED_PRECISION": True,  # both scripts always autocast
     }
     check_keys(cfg, expected)
     assert args["mixup_mode"] == "batch" and not args.get("model_ema")
@@ -206,6 +207,7 @@ def test_mff(folder):
         "SOLVER.COSINE_END_LR": cosine["eta_min"],
         "SOLVER.CLIP_GRAD_L2NORM": recipe["clip_grad"],
         "TRAIN.BATCH_SIZE": recipe["total_batch"],
+        "TRAIN.MIXED_PRECISION": recipe["amp"],
         "MVIT.USE_MEAN_POOLING": recipe["model"]["backbone"]["out_type"] == "avg_featmap",
         "MVIT.HEAD_INIT_STD": head["init_cfg"][0]["std"],
         "MVIT.HEAD_INIT_SCALE": 1.0,
@@ -284,6 +286,7 @@ def test_mfm(folder):
             "SOLVER.BETAS": train["OPTIMIZER"]["BETAS"],
             "SOLVER.CLIP_GRAD_L2NORM": train["CLIP_GRAD"],
             "TRAIN.BATCH_SIZE": scaled["effective_batch"],
+            "TRAIN.MIXED_PRECISION": merged["AMP_OPT_LEVEL"] != "O0",
             "MVIT.USE_MEAN_POOLING": vit["USE_MEAN_POOLING"],
             "AUG.AA_TYPE": aug["AUTO_AUGMENT"],
             "AUG.RE_PROB": aug["REPROB"],
@@ -346,6 +349,7 @@ def test_coincheung(folder):
     args = entry["arguments"]
     expected = {
         "TRAIN.BATCH_SIZE": entry["global_batch"],
+        "TRAIN.MIXED_PRECISION": args["amp"],
         "TRAIN.EMA_DECAY": 0.0,
         "RESNET.DEPTH": int(args["model"].removeprefix("resnet")),
         "MODEL.LOSS_FUNC": "bce",

@@ -24,7 +24,7 @@ RUN_RULES: tuple[Rule, ...] = (
     (
         lambda c: c.DATA.TRAIN_CROP_TYPE == "padded",
         "acts with DATA.TRAIN_CROP_TYPE resized only",
-        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
+        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE", "DATA.TRAIN_CROP_CLAMP"),
     ),
     (
         lambda c: bool(c.TEST.RESIZE_SIZES),
