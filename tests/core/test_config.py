@@ -520,6 +520,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (PROBE, ["MONITOR.NUM_PICTURES", "3"]),
         (DEMO_CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5", "TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
         (IMAGE, ["DATA.USE_OFFSET_SAMPLING", "True"]),
+        (IMAGE, ["DATA.ENSEMBLE_METHOD", "max"]),
         (CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5"]),
         (CLIPS, ["TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
         *(
@@ -529,6 +530,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
                 ("TEST.NUM_ENSEMBLE_VIEWS", "5"),
                 ("TEST.NUM_TEMPORAL_CLIPS", "[5]"),
                 ("DATA.USE_OFFSET_SAMPLING", "True"),
+                ("DATA.ENSEMBLE_METHOD", "max"),
             )
         ),
         (KNN, ["DATA_LOADER.DROP_LAST", "False"]),

@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple] = {
     "DEVICE": ("auto", "cpu", "cuda"),
     "DATA.TEST_INTERPOLATION": ("bicubic", "bilinear"),
     "DATA.DECODING_BACKEND": ("pyav", "decord", "torchvision"),
+    "DATA.ENSEMBLE_METHOD": ("sum", "max"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "AUG.INTERPOLATION": ("bicubic", "bilinear", "random"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),

@@ -52,6 +52,8 @@ DATA.TRAIN_JITTER_SCALES = [256, 320]
 DATA.TRAIN_CROP_NUM_TEMPORAL = 1
 # Test clips are spread from the beginning to the end of a video; one alone lies in the middle.
 DATA.USE_OFFSET_SAMPLING = False
+# What a test makes of the class probabilities of a video's views, sum | max.
+DATA.ENSEMBLE_METHOD = "sum"
 
 DATA_LOADER = CN()
 # Loader processes per rank.
