@@ -178,6 +178,8 @@ def check_priv_features(folder, path):
     model = build_model(cfg).eval()
     weights = content(folder / "weights.pth")
     check_computed(cfg, model, backbone=weights["pos_embed"])
+    theirs = sum(t.numel() for name, t in weights.items() if not name.startswith(("fc_norm.", "head.")))
+    assert sum(p.numel() for p in model.backbone.parameters()) == theirs
     report = init_from(model, str(folder / "weights.pth"))
     assert all(name.startswith(("head.batch_norm.", "head.probes.")) for name in report.missing)
     features = model.features(io["in_image"])
