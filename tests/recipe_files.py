@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from fvcore.common.config import CfgNode
-from golden_cases import cases
+from golden_cases import OWN, cases
 from paths import CONFIGS
 from torch import Tensor, nn
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import load_config
+from mfm_core.config.load import value_of
 from mfm_core.data.crops import Normalize
 
 MAE_PT, MAE_FT, MAE_PROBES = "mae/in1k_VIT_?_1?_PT_*", "mae/in1k_VIT_?_MAE_FT", "probe/mae_VIT_?"
@@ -51,6 +52,17 @@ def each(kind: str, *patterns: str) -> Callable:
     pairs = [(folder, path) for folder in cases(kind) for path in files(*patterns)]
     ids = [f"{folder.name}-{path.stem}" for folder, path in pairs]
     return pytest.mark.parametrize(("folder", "path"), pairs, ids=ids)
+
+
+def only_if(fits: bool, folder: Path) -> None:
+    """Skips a case of another folder than ours that says of itself that it is no case of the recipe; ours all are."""
+    if not fits and OWN not in folder.parents:
+        pytest.skip("a case with other conventions, or of another recipe")
+
+
+def same_conventions(cfg: CfgNode, config: dict, names: dict[str, str]) -> bool:
+    """Whether a case of PySlowFast has the file's values of these keys (KEY -> the case's name for it)."""
+    return all(value_of(cfg, key) == config[name] for key, name in names.items())
 
 
 def shrunk(path: Path, **sizes: object) -> CfgNode:

@@ -26,6 +26,8 @@ from recipe_files import (
     maskfeat_sizes,
     mm_images,
     mm_sizes,
+    only_if,
+    same_conventions,
     shrunk,
     sizes_of,
     start_released,
@@ -98,8 +100,7 @@ def test_mae_priv_finetuning_from_the_class_token(folder, path):
 @each("mfm_official/vit_finetune", MFM_FT)
 def test_mfm_finetuning(folder, path):
     config = load_case(folder)[0]["config"]
-    if not config["mean_pooling"]:
-        pytest.skip("not what the recipe reads")
+    only_if(config["mean_pooling"], folder)
     check_classifier(folder, path, other(folder, "vit_finetune", "vit"), config, HEAD, fixed=False)
 
 
@@ -107,6 +108,7 @@ def test_mfm_finetuning(folder, path):
 def test_mff_finetuning(folder, path):
     case, io = load_case(folder)
     config = case["config"]["finetune"]
+    only_if(config["backbone"]["out_type"] == "avg_featmap", folder)
     cfg = shrunk(path, **mm_sizes(config["backbone"]), MODEL__NUM_CLASSES=config["head"]["num_classes"])
     images = mm_images(cfg, io["in_image_rgb_u8"], io["in_image"])
     model = build_model(cfg).eval()
@@ -126,6 +128,7 @@ def test_maskfeat_finetuning(folder, path):
     case, io = load_case(folder)
     config = case["config"]
     cfg = shrunk(path, **maskfeat_sizes(config), MODEL__NUM_CLASSES=config["num_classes"])
+    only_if(same_conventions(cfg, config, {"MVIT.CLS_EMBED_ON": "cls_token"}), folder)
     model = build_model(cfg).eval()
     start_released(model, folder)
     assert cfg.MVIT.USE_MEAN_POOLING and cfg.MVIT.CLS_EMBED_ON
@@ -146,6 +149,7 @@ def put_probe(model, weights: dict[str, Tensor], norm: str, linear: str) -> None
 def test_mae_probe(folder, path):
     case, io = load_case(folder)
     config = case["config"]
+    only_if(not config["global_pool"], folder)
     cfg = shrunk(path, **sizes_of(config), MODEL__NUM_CLASSES=config["num_classes"])
     model = build_model(cfg).eval()
     report = init_from(model, str(folder / "weights.pth"))
@@ -160,6 +164,7 @@ def test_mae_probe(folder, path):
 def test_mff_probe(folder, path):
     case, io = load_case(folder)
     config = case["config"]["linear"]
+    only_if(config["backbone"]["out_type"] == "cls_token", folder)
     cfg = shrunk(path, **mm_sizes(config["backbone"]), MODEL__NUM_CLASSES=config["head"]["num_classes"])
     model, images = build_model(cfg).eval(), mm_images(cfg, io["in_image_rgb_u8"], io["in_image"])
     init_from(model, str(folder / config["backbone"]["init_cfg"]["checkpoint"]))

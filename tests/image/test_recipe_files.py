@@ -29,6 +29,8 @@ from recipe_files import (
     mm_images,
     mm_sizes,
     normalised,
+    only_if,
+    same_conventions,
     shrunk,
     sizes_of,
     start_released,
@@ -118,6 +120,7 @@ def test_mff_pretraining(folder, path):
         "AUG__MASK_RATIO": config["backbone"]["mask_ratio"],
     }
     cfg = shrunk(path, **sizes)
+    only_if(config["head"]["norm_pix"], folder)
     assert method_of(cfg) == "mff"
     images = mm_images(cfg, io["in_image_rgb_u8"], io["in_image"])
     check_loss(cfg, folder, images, io["out_loss"], (io["out_sincos_enc"], io["out_sincos_dec"]))
@@ -150,6 +153,7 @@ def drawn(cfg, model, low_pass: list) -> Tensor:
 
 def check_mfm(cfg, folder, case, io, loss: Tensor) -> None:
     config, model = case["config"], build_model(cfg)
+    only_if((config["filter_type"], config["recover_target_type"]) == ("mfm", "masked"), folder)
     assert list(model.backbone.patch_stride) == [config["encoder_stride"]] * 2
     start_whole(model, folder / "weights.pth")
     images = normalised(cfg, 255 * io["in_image"])
@@ -259,7 +263,9 @@ def test_deblurring(folder, path, narrow):
 def test_maskfeat_pretraining(folder, path):
     case, io = load_case(folder)
     config = case["config"]
-    model = build_model(shrunk(path, **maskfeat_sizes(config), MASK__PRETRAIN_DEPTH=config["predict_from_block"]))
+    cfg = shrunk(path, **maskfeat_sizes(config), MASK__PRETRAIN_DEPTH=config["predict_from_block"])
+    only_if(same_conventions(cfg, config, {"MVIT.CLS_EMBED_ON": "cls_token", "HOG.BINS": "hog_bins"}), folder)
+    model = build_model(cfg)
     start_released(model, folder)
     mask = F.interpolate(io["in_mask"][:, None].float(), size=model.backbone.grid, mode="nearest")[:, 0].bool()
     output = model.eval()(io["in_input"], mask)

@@ -14,7 +14,7 @@ from golden_cases import cases, load_case
 from parameter_groups import assert_same_groups, groups_of
 from parameter_groups import our_name as classifier_name
 from paths import CONFIGS
-from recipe_files import each
+from recipe_files import each, only_if
 
 from mfm_core.config import load_config, plan_run, schedule_of
 from mfm_core.config.plan import IMAGENET_TRAIN_IMAGES
@@ -36,7 +36,10 @@ def check_epochs(folder, path, name: str) -> None:
     case, io = load_case(folder)
     if name not in case["outputs"]["schedules"]:
         pytest.skip("not this schedule")
-    schedule = plan_of(path).schedule
+    entry, plan = case["outputs"]["schedules"][name], plan_of(path)
+    schedule, args = plan.schedule, entry["args"]
+    theirs = (args["epochs"], args["warmup_epochs"], entry["effective_batch"], args["lr"])
+    only_if((plan.epochs, schedule.warmup_epochs, plan.batch_size, schedule.base) == pytest.approx(theirs), folder)
     ours = [schedule(epoch) for epoch in io[f"in_epochs_{name}"].tolist()]
     assert ours == close(case, io[f"out_lr_{name}"].tolist())
 
@@ -67,6 +70,7 @@ def test_mae_priv_pretraining(folder, path):
         if (entry["tool"], entry["args"]["epochs"], entry["args"]["warmup_epochs"])
         == ("pretrain", plan.epochs, plan.schedule.warmup_epochs)
     ]
+    only_if(bool(same), folder)
     assert same
     for run in same:
         assert plan.steps_per_epoch == run["iterations_per_epoch_imagenet1k"]
@@ -79,6 +83,7 @@ def test_mff_pretraining(folder, path):
     entry, plan = case["schedules"].get(f"mff_pt_{path.stem.split('_')[-1]}"), plan_of(path)
     if entry is None:
         pytest.skip("not this recipe")
+    only_if((plan.epochs, plan.batch_size) == (entry["max_epochs"], entry["total_batch"]), folder)
     assert plan.steps_per_epoch == entry["iters_per_epoch"]
     assert [plan.lr(int(step)) for step, _, _ in entry["points"]] == close(case, [lr for _, _, lr in entry["points"]])
 
@@ -90,6 +95,7 @@ def test_mfm_pretraining(folder, path):
     plan = plan_of(path)
     for name, run in case["config"]["runs"].items():
         if name.startswith("mfm_pretrain__") and run["accumulation_steps"] == 1:
+            only_if((plan.epochs, plan.files) == (run["epochs"], run["images"]), folder)
             assert plan.steps_per_epoch == run["iterations_per_epoch"]
             ours = [plan.lr(step) for step in io[f"in_{name}_iteration"].tolist()]
             assert ours == close(case, io[f"out_{name}_lr_used_in_iteration"].flatten().tolist())
@@ -100,6 +106,7 @@ def test_coincheung_pretraining(folder, path):
     """Once per epoch."""
     case, io = load_case(folder)
     plan = plan_of(path)
+    only_if(plan.epochs == case["config"]["pretrain"]["arguments"]["epochs"], folder)
     ours = [plan.lr(epoch * plan.steps_per_epoch + epoch % 7) for epoch in range(plan.epochs)]
     assert ours == close(case, io["out_pretrain_lr_by_epoch"].tolist())
 
@@ -109,13 +116,14 @@ def pyslowfast():
         for name, entry in json.loads((folder / "data.json").read_text())["lr"].items():
             recipe = CONFIGS / "masked_ssl" / f"{name.split('__')[0]}.yaml"
             if recipe.exists():
-                yield pytest.param(load_case(folder)[0], recipe, entry, id=name)
+                yield pytest.param(folder, recipe, entry, id=name)
 
 
-@pytest.mark.parametrize(("case", "path", "entry"), pyslowfast())
-def test_pyslowfast(case, path, entry):
+@pytest.mark.parametrize(("folder", "path", "entry"), pyslowfast())
+def test_pyslowfast(folder, path, entry):
     """On one machine and on several, by which all rates are multiplied."""
-    schedule = schedule_of(load_config(str(path)), entry["num_shards"])
+    case, schedule = load_case(folder)[0], schedule_of(load_config(str(path)), entry["num_shards"])
+    only_if(schedule.max_epoch == entry["max_epoch"], folder)
     assert [schedule(epoch) for epoch in entry["epoch"]] == close(case, entry["lr"])
 
 
@@ -124,19 +132,27 @@ def test_pyslowfast(case, path, entry):
 
 @each("mae/layer_decay", "mae/in1k_VIT_B_16_PT_*")
 def test_groups_of_mae_pretraining(folder, path):
-    decays = load_case(folder)[0]["outputs"]["pretrain_weight_decay"]
+    case = load_case(folder)[0]
+    only_if(case["config"]["pretrain_model"] == "mae_vit_base_patch16", folder)
+    decays = case["outputs"]["pretrain_weight_decay"]
     trained = {name: [1.0, decay] for name, decay in decays.items() if decay != "frozen"}
     assert_same_groups(load_config(str(path)), trained, rename=partial(our_name, table=MAE))
 
 
 @each("mae/layer_decay", "mae/in1k_VIT_B_MAE_FT")
 def test_groups_of_mae_finetuning(folder, path):
-    expected = load_case(folder)[0]["outputs"]["param_lr_scale_and_weight_decay"]
-    assert_same_groups(load_config(str(path)), expected)
+    case, cfg = load_case(folder)[0], load_config(str(path))
+    theirs = (case["config"]["model"], case["config"]["layer_decay"])
+    only_if(theirs == ("vit_base_patch16", cfg.SOLVER.LAYER_DECAY), folder)
+    assert_same_groups(cfg, case["outputs"]["param_lr_scale_and_weight_decay"])
 
 
 def priv_groups(folder, stage: str) -> dict[str, list[float]]:
-    return load_case(folder)[0]["optimizers"][stage]["param_lr_scale_and_weight_decay"]
+    case = load_case(folder)[0]
+    entry = case["optimizers"][stage]
+    args = case["recipes"][entry["config"]]["args"]
+    only_if("_small_patch16" in args["model"] and not args["use_cls_token"], folder)
+    return entry["param_lr_scale_and_weight_decay"]
 
 
 @each("mae_priv/recipes", "mae/priv_VIT_S_GAP_PT_*")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from golden_cases import load_case
-from recipe_files import each, files, shrunk
+from recipe_files import each, files, only_if, same_conventions, shrunk
 
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config.plan import arch_of
@@ -16,6 +16,24 @@ MAE_PT, VIT_FT = "masked_ssl/k400_VIT_?_16x4_MAE_PT", "masked_ssl/k400_VIT_?_16x
 MASKFEAT_PT, MVIT_FT = "masked_ssl/k400_MVITv2_?_16x4_MaskFeat_PT", "masked_ssl/k400_MVITv2_?_16x4_FT"
 STRIDES = ("pool_q_stride", "pool_kv_stride_adaptive")
 """What says how a model grows and shrinks, beside its size."""
+CONVENTIONS = {
+    "MVIT.CLS_EMBED_ON": "cls_token",
+    "MVIT.USE_ABS_POS": "use_abs_pos",
+    "MVIT.SEP_POS_EMBED": "separate_pos_embed",
+    "MVIT.REL_POS_SPATIAL": "rel_pos_spatial",
+    "MVIT.REL_POS_TEMPORAL": "rel_pos_temporal",
+    "MVIT.RESIDUAL_POOLING": "residual_pooling",
+    "MVIT.DIM_MUL_IN_ATT": "dim_change_inside_attention",
+    "MVIT.QKV_BIAS": "qkv_bias",
+    "MVIT.MODE": "pool_mode",
+    "MVIT.POOL_KVQ_KERNEL": "pool_qkv_kernel",
+}
+DECODER = {
+    "MASK.DECODER_SEP_POS_EMBED": "decoder_separate_pos_embed",
+    "MASK.TIME_STRIDE_LOSS": "loss_on_every_second_frame_only",
+    "MASK.NORM_PRED_PIXEL": "normalise_pixels",
+}
+"""What a file of MAE says of its decoder and its target."""
 
 
 def test_every_recipe_has_a_case():
@@ -35,10 +53,11 @@ def sizes_of(config: dict) -> dict[str, object]:
     }
 
 
-def built(folder, path, **more):
+def built(folder, path, names=CONVENTIONS, **more):
     """The case, its arrays, and the recipe's model of its size with its weights."""
     case, io = load_case(folder)
     cfg = shrunk(path, **sizes_of(case["config"]), **more)
+    only_if(same_conventions(cfg, case["config"], names), folder)
     assert (arch_of(cfg) == "mvit") == bool(case["config"]["dim_mul"])
     model = build_model(cfg).eval()
     report = init_from(model, str(folder / "weights.pyth"))
@@ -59,7 +78,7 @@ def test_mae(folder, path):
         "MASK__DECODER_DEPTH": config["decoder_depth"],
         "AUG__MASK_RATIO": config["mask_ratio"],
     }
-    case, io, model = built(folder, path, **sizes)
+    case, io, model = built(folder, path, CONVENTIONS | DECODER, **sizes)
     noise = io["in_noise"]
     assert model.num_visible == config["kept_tokens"]
     mask = mask_of_noise(noise, noise.shape[1] - model.num_visible).unflatten(1, model.backbone.grid)
