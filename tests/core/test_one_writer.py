@@ -104,3 +104,9 @@ def test_a_file_system_without_locks_has_none(tmp_path, monkeypatch):
     (tmp_path / NAME).mkdir()
     with only_writer(tmp_path, World(), 60.0):
         pass
+
+
+def test_a_full_disk_takes_no_text(tmp_path):
+    (tmp_path / NAME).symlink_to("/dev/full")
+    with only_writer(tmp_path, World(), 60.0):
+        pass

@@ -8,9 +8,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from mfm_core.errors import UserError
 from mfm_core.parallel.world import World, is_elastic
@@ -44,23 +44,24 @@ def only_writer(folder: Path, world: World, timeout_s: float) -> Iterator[None]:
             file.close()
 
 
-def _held(folder: Path, most_s: float) -> tuple[IO[str] | None, str | None]:
+def _held(folder: Path, most_s: float) -> tuple[BinaryIO | None, str | None]:
     """The open file that holds the lock, or None where there are no locks; and what is wrong, if anything is."""
     try:
-        file = (folder / NAME).open("a+", encoding="utf-8")
+        file = (folder / NAME).open("a+b", buffering=0)
     except OSError:
         return None, None
     problem = None if _taken(file) else _wait(file, folder, most_s)
     if problem is not None:
         file.close()
         return None, problem
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    file.flush()
+    own = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    with suppress(OSError):  # a full disk: the lock holds without its text
+        file.truncate(0)
+        file.write(own.encode())
     return file, None
 
 
-def _taken(file: IO[str]) -> bool:
+def _taken(file: BinaryIO) -> bool:
     """False where another process holds the lock; True, too, where the file system knows no locks."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,10 +72,10 @@ def _taken(file: IO[str]) -> bool:
     return True
 
 
-def _wait(file: IO[str], folder: Path, most_s: float) -> str | None:
+def _wait(file: BinaryIO, folder: Path, most_s: float) -> str | None:
     """Waits for whoever holds the lock; None where this run may go on, else what to tell the user."""
     file.seek(0)
-    holder = " ".join(file.read().split()) or "it does not say which"
+    holder = " ".join(file.read().decode(errors="replace").split()) or "it does not say which"
     is_far = f" on {socket.gethostname()} " not in holder
     patience = min(LEASE if is_far else RESTART if is_elastic() else PATIENCE, most_s)
     logged, end = _size_of_log(folder), time.monotonic() + patience
