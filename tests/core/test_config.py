@@ -503,6 +503,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (IMAGE, ["MVIT.KEY_BIAS", "False", "MVIT.QKV_BIAS", "False"]),
         (IMAGE, ["DATA.TRAIN_CROP_PADDING", "8"]),
         (IMAGE, ["DATA.TRAIN_RESIZE_SHORT_SIDE", "256"]),
+        (IMAGE, ["DATA.TRAIN_CROP_CLAMP", "True", "DATA.TRAIN_CROP_TYPE", "padded"]),
         (FINETUNE, ["MASK.PIXEL_ORDER", "chw"]),
         (IMAGE, ["MIXUP.ENABLE", "True"]),
         (IMAGE, ["MODEL.NUM_CLASSES", "10"]),
@@ -543,6 +544,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (PROBE, ["MONITOR.NUM_PICTURES", "3"]),
         (DEMO_CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5", "TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
         (IMAGE, ["DATA.USE_OFFSET_SAMPLING", "True"]),
+        (IMAGE, ["DATA.ENSEMBLE_METHOD", "max"]),
         (CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5"]),
         (CLIPS, ["TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
         *(
@@ -552,6 +554,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
                 ("TEST.NUM_ENSEMBLE_VIEWS", "5"),
                 ("TEST.NUM_TEMPORAL_CLIPS", "[5]"),
                 ("DATA.USE_OFFSET_SAMPLING", "True"),
+                ("DATA.ENSEMBLE_METHOD", "max"),
             )
         ),
         (KNN, ["DATA_LOADER.DROP_LAST", "False"]),

@@ -20,6 +20,7 @@ from mfm_core.config.rule import Rule
 
 VIEWS = (
     "DATA.USE_OFFSET_SAMPLING",
+    "DATA.ENSEMBLE_METHOD",
     "TEST.NUM_ENSEMBLE_VIEWS",
     "TEST.NUM_SPATIAL_CROPS",
     "TEST.NUM_TEMPORAL_CLIPS",

@@ -52,6 +52,8 @@ DATA.TRAIN_JITTER_SCALES = [256, 320]
 DATA.TRAIN_CROP_NUM_TEMPORAL = 1
 # Test clips are spread from the beginning to the end of a video; one alone lies in the middle.
 DATA.USE_OFFSET_SAMPLING = False
+# What a test makes of the class probabilities of a video's views, sum | max.
+DATA.ENSEMBLE_METHOD = "sum"
 
 DATA_LOADER = CN()
 # Loader processes per rank.
@@ -100,7 +102,8 @@ MIXUP.CUTMIX_ALPHA = 1.0
 # Probability of mixing a batch, and of CutMix where both are on.
 MIXUP.PROB = 1.0
 MIXUP.SWITCH_PROB = 0.5
-# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it).
+# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it) | random
+# (each with any of the batch, none twice).
 MIXUP.PARTNER = "reverse"
 # Share of a label's probability that the classes get: all of them, or (ours) the others alone.
 MIXUP.LABEL_SMOOTH_VALUE = 0.1
