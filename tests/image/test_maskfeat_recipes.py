@@ -107,10 +107,12 @@ def test_finetuning(name, recipe):
         },
     )
     transform = train_transform(cfg)
-    assert jitter["brightness"] == jitter["contrast"] == jitter["saturation"] and "hue" not in jitter
-    assert transform.jitter.brightness == transform.jitter.contrast == transform.jitter.saturation == (0.6, 1.4)
-    assert transform.jitter.hue is None and transform.recolor.num_layers == augment["num_policies"]
-    assert (transform.size, transform.scale, transform.flip) == (224, (0.08, 1.0), steps["RandomFlip"]["prob"])
+    for kind in ("brightness", "contrast", "saturation"):
+        assert getattr(transform.jitter, kind) == pytest.approx((1 - jitter[kind], 1 + jitter[kind]))
+    assert transform.jitter.hue is None and "hue" not in jitter
+    assert augment["policies"] == "timm_increasing" and transform.recolor.num_layers == augment["num_policies"]
+    assert transform.size == steps["RandomResizedCrop"]["scale"] and transform.scale == (0.08, 1.0)
+    assert transform.flip == steps["RandomFlip"]["prob"]
     assert eval_transform(cfg).short_side == test["ResizeEdge"]["scale"]
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in meta_model(cfg).backbone.blocks]
     assert rates[-1] == pytest.approx(recipe["model"]["backbone"]["drop_path_rate"])
