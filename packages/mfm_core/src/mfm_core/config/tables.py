@@ -5,6 +5,7 @@ from __future__ import annotations
 NULLABLE: dict[str, type] = {
     "AUG.COLOR_JITTER": float,
     "AUG.MAX_MASK_PATCHES_PER_BLOCK": int,
+    "MVIT.HEAD_INIT_NORM_BIAS": float,
     "MVIT.POOL_KVQ_KERNEL": list,
     "MVIT.POOL_KV_STRIDE_ADAPTIVE": list,
     "SOLVER.CLIP_GRAD_VAL": float,
@@ -31,7 +32,7 @@ CHOICES: dict[str, tuple] = {
     "MVIT.SIZE": ("", "Ti", "S", "B", "L", "H"),
     "MASK.HEAD_TYPE": ("separate", "separate_xformer"),
     "MASK.METHOD": ("", "maskfeat", "mae", "mff", "mfm"),
-    "MASK.INIT": ("", "mae", "mae_priv", "pyslowfast"),
+    "MASK.INIT": ("", "mae", "mae_priv", "pyslowfast", "mmpretrain"),
     "MASK.TARGET": ("", "hog", "pixel", "spectrum"),
     "DATA.TRAIN_CROP_TYPE": ("resized", "padded"),
     "MASK.COUNT": ("visible", "hidden"),
