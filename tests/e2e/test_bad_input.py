@@ -193,9 +193,10 @@ class TestDataFolder:
         (photos / "train" / "dog").mkdir()
         assert f"{photos}/train/dog" in error_of(cfg)
         (photos / "train" / "dog").rmdir()
-        shutil.copytree(photos / "val" / "cat", photos / "val" / "dog")
-        error = error_of(cfg)
-        assert f"{photos}/val" in error and "dog" in error
+        if kind == "finetune":  # pre-training takes other classes for its validation loss
+            shutil.copytree(photos / "val" / "cat", photos / "val" / "dog")
+            error = error_of(cfg)
+            assert f"{photos}/val" in error and "dog" in error
 
     def test_sizes_that_do_not_fit(self, photos, tmp_path, error_of):
         assert "TRAIN.BATCH_SIZE" in error_of(tiny_config("pretrain", photos, tmp_path, "TRAIN.BATCH_SIZE", "25"))
