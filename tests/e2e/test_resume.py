@@ -144,16 +144,6 @@ def test_a_finished_run_is_not_taken_for_one_from_other_weights(photo_folder, tm
     assert len(warnings_of(tmp_path / "tuned")) == 1
 
 
-def test_weights_that_beginning_anew_would_move_away(photo_folder, tmp_path, error_of):
-    """The same command would start from another model the next time, or from none."""
-    assert main(tiny_config("pretrain", photo_folder, tmp_path, *QUIET)) == 0
-    path = tmp_path / "checkpoints" / "checkpoint_epoch_00002.pyth"
-    start = ["TRAIN.CHECKPOINT_FILE_PATH", path, "TRAIN.AUTO_RESUME", "False"]
-    error = error_of(tiny_config("finetune", photo_folder, tmp_path, *start))
-    assert f"{path} lies in OUTPUT_DIR" in error and "another OUTPUT_DIR" in error
-    assert path.is_file() and not list(tmp_path.glob("checkpoints/before_*"))
-
-
 def test_continuing_another_folder_with_other_values(photo_folder, tmp_path, error_of):
     """TRAIN.CHECKPOINT_FILE_PATH of the same task: named where the run goes on, refused where nothing is left."""
     keys = [*QUIET, "TRAIN.CHECKPOINT_PERIOD", "1"]
@@ -226,6 +216,18 @@ def test_what_begins_anew_is_continued_and_not_what_was_there(seed, photo_folder
     assert names == {"checkpoint_step_00000002.pyth", "checkpoint_epoch_00002.pyth"}
 
 
+def test_a_run_that_continues_nothing_has_numbers_of_its_own(photo_folder, tmp_path):
+    """What an earlier one logged and never saved is not its own: neither the untrained model's numbers nor others."""
+    quiet = [*QUIET, "MONITOR.PERIOD", "1", "TRAIN.STOP_STEP", 3]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "used", *quiet)) == 0
+    (tmp_path / "used" / "checkpoints" / "checkpoint_epoch_00001.pyth").unlink()
+    for folder in ("used", "fresh"):
+        assert main(tiny_config("pretrain", photo_folder, tmp_path / folder, *quiet, "RNG_SEED", 1)) == 0
+    used, fresh = ([line["val_loss"] for line in log_of(tmp_path / name, "epoch")] for name in ("used", "fresh"))
+    assert used == fresh and len(used) == 2
+    assert len(log_of(tmp_path / "used", "run")) == 1
+
+
 def test_torchrun_starts_again_what_was_to_begin_anew(photo_folder, tmp_path, monkeypatch):
     """Its restarts continue; and where one process is left, it trains by itself, whatever the strategy was."""
     keys = [*QUIET, "TRAIN.AUTO_RESUME", "False"]
@@ -246,6 +248,29 @@ def test_going_back_to_an_earlier_checkpoint_of_the_folder(photo_folder, tmp_pat
     for _ in range(2):
         assert main(tiny_config("pretrain", photo_folder, tmp_path, *keys, *back)) == 0
         assert last_state(tmp_path)["step"] == 4 and middle.is_file()
+
+
+def test_weights_of_the_folder_that_would_move_them_away_are_refused(photo_folder, tmp_path, capsys):
+    """The same command would begin with others of that name the next time."""
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *QUIET, "SOLVER.MAX_EPOCH", "1")) == 0
+    weights = tmp_path / "checkpoints" / "checkpoint_epoch_00001.pyth"
+    before = weights.read_bytes()
+    tune = ["SOLVER.MAX_EPOCH", "1", "TRAIN.CHECKPOINT_FILE_PATH", weights]
+    assert main(tiny_config("finetune", photo_folder, tmp_path, *tune)) == 2
+    said = capsys.readouterr().err
+    assert "task: pretrain there, finetune here" in said and "OUTPUT_DIR" in said and "AUTO_RESUME" not in said
+    anew = [*tune, "TRAIN.AUTO_RESUME", "False"]
+    for kind, key in (("finetune", []), ("pretrain", ["TRAIN.CHECKPOINT_EPOCH_RESET", "True"])):
+        assert main(tiny_config(kind, photo_folder, tmp_path, *anew, *key)) == 2
+        said = capsys.readouterr().err
+        assert f"{weights} lies in OUTPUT_DIR" in said and said.count("\n") == 1
+        assert weights.read_bytes() == before
+    assert main(tiny_config("finetune", photo_folder, tmp_path / "other", *anew)) == 0
+    old = tmp_path / "checkpoints" / "before_1"
+    old.mkdir()
+    tune[-1] = weights.rename(old / weights.name)
+    assert main(tiny_config("finetune", photo_folder, tmp_path, *tune)) == 0
+    assert tune[-1].read_bytes() == before and last_state(tmp_path)["identity"]["task"] == "finetune"
 
 
 def test_the_newest_is_that_of_the_latest_step(tmp_path):

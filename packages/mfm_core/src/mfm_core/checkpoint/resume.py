@@ -25,6 +25,7 @@ from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
 AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
+ELSEWHERE = "take another OUTPUT_DIR"
 WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
 _BEFORE = "before_"
 _NAME = re.compile(rf"checkpoint_(epoch|step)_(\d+)(\.pyth|{re.escape(REPLACED)}|)")
@@ -120,12 +121,12 @@ def machines_of(folder: Path, batch_size: int) -> int | None:
     return None
 
 
-def set_aside(folder: Path, continued: str = "") -> Path | None:
+def set_aside(folder: Path, continued: Path | None = None) -> Path | None:
     """Moves the checkpoints of an earlier run to a folder inside; returns that, or None where there are none.
 
     A run that begins anew would else be continued from them. continued: the checkpoint that it continues, which stays.
     """
-    paths = [path for path in list_checkpoints(folder) if not continued or path.resolve() != Path(continued).resolve()]
+    paths = [path for path in list_checkpoints(folder) if continued is None or path.resolve() != continued.resolve()]
     return move_aside(folder, paths)
 
 
@@ -155,7 +156,8 @@ def resume_latest(
         except UserError as error:
             logger.warning("%s Taking the checkpoint before it.", error)
             continue
-        restore(content, state, plan, seed, path, remedy=AFRESH)
+        # Often the weights to begin with are those of this folder: what begins anew there would move them away.
+        restore(content, state, plan, seed, path, AFRESH if is_training_state(content, plan) else ELSEWHERE)
         return path, content
     if paths:
         raise UserError(f"TRAIN.AUTO_RESUME: no checkpoint in {folder} can be read; move them away to start afresh.")

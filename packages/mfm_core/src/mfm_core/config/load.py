@@ -6,6 +6,7 @@ YAML is loaded safely and never executed; `_BASE_` inherits from other files (fv
 from __future__ import annotations
 
 import ast
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,14 @@ from typing import IO, Any
 import yaml
 from fvcore.common.config import CfgNode as CN
 
+from mfm_core.config.absent import ABSENT
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.tables import CHOICES, NULLABLE, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
 from mfm_core.paths import is_remote, local_path
 from mfm_core.registry import suggest
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> CN:
@@ -69,7 +73,13 @@ def value_of(cfg: CN, key: str) -> Any:
 
 
 def set_key(cfg: CN, known: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Checks `value` against the default of `key` and stores it; `where` opens the error messages."""
+    """Checks `value` against the default of `key` and stores it; `where` opens the error messages.
+
+    A key of PySlowFast's that does not exist here may have its default there: it asks for nothing.
+    """
+    if key in ABSENT:
+        _refuse_absent(key, value, where)
+        return
     if key not in known:
         sections = {k.split(".")[0] for k in known if "." in k}
         if key in sections:
@@ -83,6 +93,15 @@ def set_key(cfg: CN, known: dict[str, Any], key: str, value: Any, where: str) ->
     if key in CHOICES and value not in CHOICES[key]:
         raise UserError(f"{where}{key} is '{value}'; it can be {', '.join(repr(c) for c in CHOICES[key])}.")
     node[leaf] = value
+
+
+def _refuse_absent(key: str, value: Any, where: str) -> None:
+    default, instead = ABSENT[key]
+    value = _literal(value)
+    if value is None:
+        value = ""
+    if (list(value) if isinstance(value, tuple) else value) != default:
+        raise UserError(f"{where}PySlowFast's {key} does not exist here: {instead}.")
 
 
 def coerce(key: str, value: Any, default: Any, where: str = "") -> Any:
@@ -161,7 +180,30 @@ class _Files(CN):
     def _open_cfg(cls, filename: str) -> IO[str]:
         """fvcore puts the folder of the file in front of an address it does not know as one."""
         address = re.search(r"[A-Za-z0-9+.-]+://.*", filename)
-        return open(local_path(address[0] if address else filename, "--cfg"), encoding="utf-8")
+        path = local_path(address[0] if address else filename, "--cfg")
+        with open(path, encoding="utf-8") as file:
+            _look_for_repeats(yaml.compose(file, Loader=yaml.SafeLoader), where=f"{filename}: ")
+        return open(path, encoding="utf-8")
+
+
+def _look_for_repeats(node: yaml.Node | None, where: str, prefix: str = "") -> None:
+    """Of what stands twice in a file YAML drops the first without a word: a section is refused, a key is warned of.
+
+    Some of PySlowFast's files have keys twice; there, too, the last counts.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        return
+    earlier: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if name in earlier:
+            key_before, value_before = earlier[name]
+            lines = f"lines {key_before.start_mark.line + 1} and {key.start_mark.line + 1}"
+            if isinstance(value, yaml.MappingNode) or isinstance(value_before, yaml.MappingNode):
+                raise UserError(f"{where}the section {name} stands twice ({lines}); put its keys together.")
+            logger.warning("warning: %s%s stands twice (%s); the last counts.", where, name, lines)
+        earlier[name] = key, value
+        _look_for_repeats(value, where, f"{name}.")
 
 
 def _read_yaml(path: str) -> dict:

@@ -109,7 +109,7 @@ class RunLog:
     def __init__(
         self, folder: Path | None, first_step: int = 0, rewind: bool = False, mirror: Mirror | None = None
     ) -> None:
-        """first_step: how many steps are done, -1 where another run's log is there. rewind: what was logged of later
+        """first_step: how many steps are done, -1 where nothing is continued. rewind: what was logged of later
         ones is undone and will come again.
 
         mirror: keeps a copy of the folder elsewhere.
@@ -271,8 +271,10 @@ def _now() -> str:
 
 
 def _last_epoch(path: Path) -> int:
-    if not path.is_file():
-        return -1
-    lines = [line for line in path.read_text().splitlines() if '"epoch"' in line and line.endswith("}")]
-    epochs = [line["epoch"] for line in map(json.loads, lines) if line["kind"] == "epoch"]
-    return epochs[-1] if epochs else -1
+    """The epoch of the last epoch line, -1 where there is none; lines that are damaged say nothing."""
+    last = -1
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            last = int(record["epoch"]) if record["kind"] == "epoch" else last
+    return last

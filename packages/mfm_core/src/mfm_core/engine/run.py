@@ -19,7 +19,7 @@ from mfm_core.checkpoint.resume import machines_of, newest_checkpoint
 from mfm_core.checkpoint.saver import saver_from_cfg
 from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import plan_run, validate
-from mfm_core.config.plan import UNTRAINED_TASKS, task_of, trains
+from mfm_core.config.plan import UNTRAINED_TASKS, device_of, task_of, trains
 from mfm_core.data.loader import build_loader, death_of_worker
 from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
@@ -52,13 +52,15 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
     0: done, or stopped at TRAIN.STOP_STEP. 2: a user's error. 75: a signal stopped it and it has saved.
     """
     try:
-        world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
+        world = join_world(device_of(cfg), cfg.DIST.TIMEOUT)
         if not cfg.TRAIN.AUTO_RESUME and is_restart(world):  # "begin anew" was for the first start
             cfg = changed(cfg, "TRAIN.AUTO_RESUME", True)
         mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
         cfg = working_in(mirror.folder, cfg) if mirror else cfg
         folder = prepare_folder(cfg.OUTPUT_DIR)
-        if not trains(cfg):
+        if trains(cfg):
+            prepare_folder(str(folder / "checkpoints"))  # not when training is done
+        else:
             folder = _folder_of_test(cfg, folder)
         with only_writer(folder, world, cfg.DIST.TIMEOUT):
             return _run(cfg, build_task, world, mirror, folder)
@@ -198,9 +200,9 @@ def build_trainer(setup: Setup) -> Trainer:
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
-    notes += clear_away(cfg, state, folder)
-    # What a run that begins anew finds is another's, its numbers before training too.
-    done = state.step if state.step or cfg.TRAIN.AUTO_RESUME else -1
+    notes += clear_away(cfg, world, folder, restored.continued)
+    # What a run that continues nothing finds is another's, the numbers before training too.
+    done = state.step if restored.continued else -1
     log = RunLog(folder if world.is_main else None, done, rewind=True, mirror=setup.mirror)
     _log_start(setup, log, notes, summary, restored.warnings)
     sampler = TrainSampler(plan.cut, world.rank, world.size, cfg.RNG_SEED, repetitions=plan.repetitions)

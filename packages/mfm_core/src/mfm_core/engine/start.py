@@ -12,6 +12,7 @@ from mfm_core.checkpoint.resume import (
     AFRESH,
     WEIGHTS_ONLY,
     is_training_state,
+    list_checkpoints,
     move_aside,
     read_state,
     restore,
@@ -47,10 +48,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a run begins with, in lines for the log."""
+    """What a run begins with, in lines for the log; the checkpoint that it continues, None where it begins."""
 
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    continued: Path | None = None
 
 
 def begin(setup: Setup, state: TrainState) -> Restored:
@@ -69,7 +71,7 @@ def begin(setup: Setup, state: TrainState) -> Restored:
     state.held = _training_files(setup)
     if not path:
         return Restored()
-    if not cfg.TRAIN.AUTO_RESUME and Path(path).resolve().parent == (setup.folder / "checkpoints").resolve():
+    if _lies_in_folder(path, setup):
         raise UserError(
             f"TRAIN.CHECKPOINT_FILE_PATH {path} lies in OUTPUT_DIR, and TRAIN.AUTO_RESUME False moves away what is "
             "there; choose another OUTPUT_DIR."
@@ -96,7 +98,14 @@ def _continued(setup: Setup, state: TrainState, content: dict, path: Path | str,
     if problem is not None:
         raise UserError(problem)
     state.held = {**state.held, **files}
-    return Restored([f"continuing from {path} (step {step} of {total})"], warnings)
+    return Restored([f"continuing from {path} (step {step} of {total})"], warnings, Path(path))
+
+
+def _lies_in_folder(path: str, setup: Setup) -> bool:
+    """Whether a checkpoint is one of those in the folder where the run writes, by its path or its address."""
+    if setup.mirror is not None:
+        path = path.replace(setup.mirror.address, str(setup.mirror.folder), 1)
+    return Path(path).resolve() in {own.resolve() for own in list_checkpoints(setup.folder / "checkpoints")}
 
 
 def _training_files(setup: Setup) -> dict[str, str]:
@@ -104,20 +113,19 @@ def _training_files(setup: Setup) -> dict[str, str]:
     return held(listing.paths, listing.labels)
 
 
-def clear_away(cfg: CfgNode, state: TrainState, folder: Path) -> list[str]:
+def clear_away(cfg: CfgNode, world: World, folder: Path, continued: Path | None) -> list[str]:
     """Where the run does not continue what is in its folder, moves that away, once all processes have read from it."""
-    if cfg.TRAIN.AUTO_RESUME:
+    if continued and cfg.TRAIN.AUTO_RESUME:
         return []
-    world, moved, problem = state.strategy.world, [], None
+    moved, problem = [], None
     try:
         if world.is_main:
-            moved = [
-                ("checkpoints", set_aside(folder / "checkpoints", cfg.TRAIN.CHECKPOINT_FILE_PATH if state.step else ""))
-            ]
-            shown = [] if state.step else sorted((folder / "pictures").glob("*.*"))
+            moved = [("checkpoints", set_aside(folder / "checkpoints", continued))]
+            shown = [] if continued else sorted((folder / "pictures").glob("*.*"))
             moved.append(("pictures", move_aside(folder / "pictures", shown)))
     except OSError as error:
-        problem = f"TRAIN.AUTO_RESUME False: what an old run left in {folder} cannot be moved away ({error.strerror})."
+        why = f"what an old run left in {folder} cannot be moved away ({error.strerror})"
+        problem = f"OUTPUT_DIR: {why}; choose another folder."
     problem = world.from_main(problem)
     if problem is not None:
         raise UserError(problem)

@@ -9,7 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from mfm_core.config import RunPlan, plan_run, task_of, validate
-from mfm_core.config.plan import trains
+from mfm_core.config.plan import device_of, trains
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.run import run
@@ -50,9 +50,10 @@ def dry_run(cfg: CfgNode, modality: Modality) -> list[str]:
     with torch.device("meta"):
         model = modality.build_model(cfg)
     modality.check_transforms(cfg)  # what is wrong with their keys shall be said here, too
-    precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, choose_device(cfg.DEVICE))
+    device = device_of(cfg)
+    precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, choose_device(device))
     example = modality.example_input(cfg, model.backbone.grid)
-    description = describe_run(model, example, cfg, plan, precision, "cpu" if cfg.DEVICE == "cpu" else "cuda")
+    description = describe_run(model, example, cfg, plan, precision, "cpu" if device == "cpu" else "cuda")
     return [f"task: {plan.task}; {note}", *description.lines(), *(f"warning: {w}" for w in warnings)]
 
 

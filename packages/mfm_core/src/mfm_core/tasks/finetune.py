@@ -60,7 +60,7 @@ class FinetuneTask(ClassificationTask):
         """
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
-        values = self._accuracy(model, self.val_loader) if self.val_loader else {}
+        values = self._accuracy(model, self.val_loader) if self.val_loader is not None else {}
         return values | self._finish(model, values) if last else values
 
     def _finish(self, model: nn.Module, known: dict[str, float]) -> dict[str, float]:
@@ -109,7 +109,7 @@ def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
     if inputs % 2 and cfg.MIXUP.PARTNER == "reverse" and cfg.DATA_LOADER.DROP_LAST:
         raise UserError(
             f"MIXUP.ENABLE pairs the inputs of a micro-batch, and {inputs} is odd; change TRAIN.BATCH_SIZE, or set "
-            "MIXUP.PARTNER next."
+            "MIXUP.PARTNER next or random."
         )
     return Mixer(
         mixup_alpha=cfg.MIXUP.ALPHA,

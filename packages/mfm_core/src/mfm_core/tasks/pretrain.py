@@ -41,7 +41,7 @@ class PretrainTask:
             what = f"features and pictures are of training {self.modality.noun}"
             yield f"{self.cfg.DATA.PATH_TO_DATA_DIR} has no val: no validation loss or k-NN, and {what}."
         queries = self.monitor.query_loader
-        for listing in [self.train_set.listing, *([queries.dataset.listing] if queries else [])]:
+        for listing in [self.train_set.listing, *([queries.dataset.listing] if queries is not None else [])]:
             if not listing.classes[0] or len(listing.classes) < 2 and listing is self.train_set.listing:
                 yield f"{listing.origin} {listing.remark or 'is of one class'}, so there is no accuracy of k-NN."
                 return

@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_core.config import pictures_of, validate
-from mfm_core.config.plan import task_of
+from mfm_core.config.plan import device_of, task_of
 from mfm_core.data.loader import death_of_worker, eval_loader
 from mfm_core.data.seeding import derive_seed
 from mfm_core.engine.log import prepare_folder, setup_logging
@@ -43,7 +43,7 @@ def visualise(cfg: CfgNode, modality: Modality) -> int:
     try:
         if number_of("RANK", 0):
             return 0
-        device, mirror = choose_device(cfg.DEVICE), None
+        device, mirror = choose_device(device_of(cfg)), None
         if is_remote(cfg.OUTPUT_DIR):
             mirror = Mirror(cfg.OUTPUT_DIR)
             mirror.fetch()

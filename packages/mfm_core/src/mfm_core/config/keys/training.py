@@ -14,7 +14,8 @@ SOLVER.LR_REFERENCE_BATCH = 0
 SOLVER.LR_REFERENCE_SCALES = "base"
 # ours: the learning rate changes between epochs only, not at each step.
 SOLVER.LR_PER_EPOCH = False
-# ours: the learning rate of each step is the one meant for this many steps before it (MFM: 1).
+# ours: the learning rate of each step is the one meant for this many steps before it (MFM: 1). Whole optimizer steps,
+# whatever TRAIN.ACCUM_STEPS: MFM lags by one micro-batch of them.
 SOLVER.LR_LAG_STEPS = 0
 # cosine | constant (ours)
 SOLVER.LR_POLICY = "cosine"
@@ -82,7 +83,8 @@ TRAIN.PRECISION = "auto"
 TRAIN.COMPILE = False
 # ours: decay of an exponential moving average of the weights, which evaluation then uses; 0 is none.
 TRAIN.EMA_DECAY = 0.0
-# A loss above this multiple of its running mean never reaches the weights; 0 is off.
+# A loss above this multiple of its running mean never reaches the weights; 0 is off. The mean is over some 50 losses,
+# where PySlowFast's is over five: while the loss falls quickly, one factor lets more pass here.
 TRAIN.KILL_LOSS_EXPLOSION_FACTOR = 0.0
 # ours: what such a step does, stop | skip.
 TRAIN.EXPLOSION = "stop"
