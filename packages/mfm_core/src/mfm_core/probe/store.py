@@ -47,8 +47,8 @@ def save_features(path: Path, found: SavedFeatures, identity: Mapping[str, Any])
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         tensors = {"features": found.features.contiguous(), "labels": found.labels.contiguous()}
-        bad = json.dumps([[file.path, file.reason] for file in found.bad])
-        save_file(tensors, temporary, metadata={"identity": _text(identity), "bad": bad})
+        about = {"identity": identity, "bad": [[file.path, file.reason] for file in found.bad]}
+        save_file(tensors, temporary, metadata={"about": _text(about)})  # one entry: their order would be random
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
@@ -62,15 +62,15 @@ def load_features(path: Path, identity: Mapping[str, Any]) -> SavedFeatures | No
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("identity") != _text(identity):
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if _text(about.get("identity")) != _text(identity):
                 return None
-            bad = [BadFile(*pair) for pair in json.loads(metadata["bad"])]
+            bad = [BadFile(*pair) for pair in about["bad"]]
             return SavedFeatures(file.get_tensor("features"), file.get_tensor("labels"), bad)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("warning: %s cannot be read (%s); its features are taken anew.", path, error)
         return None
 
 
-def _text(identity: Mapping[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True)
+def _text(about: Any) -> str:
+    return json.dumps(about, sort_keys=True)
