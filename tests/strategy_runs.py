@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -21,7 +23,9 @@ from mfm_core.checkpoint.io import save_atomic
 from mfm_core.checkpoint.resume import restore
 from mfm_core.checkpoint.state import whole_state
 from mfm_core.config import load_config, plan_run
-from mfm_core.engine.run import Setup, build_trainer
+from mfm_core.data.listing import PathTable
+from mfm_core.engine.run import build_trainer
+from mfm_core.engine.start import Setup
 from mfm_core.engine.trainer import Trainer
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Batch
@@ -102,7 +106,8 @@ class MemoryTask:
         self.model = (video_model if case.kind == "mvit" else image_model)(cfg)
         if case.kind == "probe":
             self.model.head.batch_norm.sum_over_processes = world.all_sum
-        self.train_set = range(self.files)
+        names = PathTable("", [str(i) for i in range(self.files)])
+        self.train_set = SimpleNamespace(listing=SimpleNamespace(paths=names, labels=np.zeros(self.files)))
         self.pretrains = cfg.MASK.ENABLE
         self.calls = 0
         """Of `loss`, in this process."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from benchmark_plain import plain_hog
 from benchmark_step import benchmark_mfm, benchmark_step
 from benchmark_timing import Row, median_times, pictures, threads_of
 
+from mfm_core.errors import UserError
 from mfm_core.targets.hog import hog
 
 
@@ -152,11 +154,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
+    """Returns the exit code: 0, or 2 after one line that says what is wrong."""
     args = parse_arguments()
     print(machine(torch.device(args.device)), end="\n\n")
-    print_table([row for name in args.only for row in BENCHMARKS[name](args)])
+    try:
+        print_table([row for name in args.only for row in BENCHMARKS[name](args)])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

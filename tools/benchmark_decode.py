@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mfm_core.data.seeding import seeded
+from mfm_core.errors import UserError
 from mfm_video.data.decode import open_video
 from mfm_video.data.lists import VIDEOS
 from mfm_video.data.read_av import AvVideo
@@ -41,7 +42,9 @@ SIZE, MEAN, STD, SCALE, RATIO = 224, (0.45,) * 3, (0.225,) * 3, (0.5, 1.0), (0.7
 
 
 def benchmark_decode(args: argparse.Namespace) -> Iterator[Row]:
-    """Rows for each video of `--videos`, or of one that is made here."""
+    """Rows for each video of `--videos`, or of one that is made here. Raises UserError where that is no folder."""
+    if args.videos and not Path(args.videos).is_dir():
+        raise UserError(f"--videos: there is no folder {args.videos}.")
     with tempfile.TemporaryDirectory() as folder, threads_of(1):
         paths = sorted(p for p in Path(args.videos).iterdir() if p.suffix.lower() in VIDEOS) if args.videos else []
         for path in paths or [make_video(Path(folder) / "made.mp4", args.frames)]:

@@ -74,13 +74,17 @@ def cost(folder: Path) -> tuple[str, str]:
     """Minutes of training steps, and the most memory that a logging line saw, of a pre-training run.
 
     The minutes are those of the pace that a tenth of the logging lines reached or beat: what else the machine does
-    now and then slows some of them, and no method is to pay for that.
+    now and then slows some of them, and no method is to pay for that. "" for what no line says.
     """
     steps = lines(folder, "step")
     plan = lines(folder, "run")[0]["plan"]
-    speed = statistics.quantiles((line["images_per_s"] for line in steps), n=10)[-1]
+    speeds = [line["images_per_s"] for line in steps if line["images_per_s"]]  # a start's first step has none yet
+    memory = f"{max(line['memory_gb'] for line in steps):.1f} GB" if steps else ""
+    if not speeds:
+        return "", memory
+    speed = statistics.quantiles(speeds, n=10)[-1] if len(speeds) > 1 else speeds[0]
     minutes = plan["epochs"] * plan["steps_per_epoch"] * plan["batch_size"] / speed / 60
-    return f"{minutes:.0f} min", f"{max(line['memory_gb'] for line in steps):.1f} GB"
+    return f"{minutes:.0f} min", memory
 
 
 class Comparison:

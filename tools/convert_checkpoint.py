@@ -18,7 +18,7 @@ from mfm_core.checkpoint.io import load_file_state, save_atomic
 from mfm_core.checkpoint.state import FORMAT
 from mfm_core.checkpoint.timm_export import TimmModel, ViTFacts, to_timm
 from mfm_core.errors import UserError
-from mfm_core.nn.presets import SIZES
+from mfm_core.nn.presets import size_from_cfg
 
 
 def content_of(path: str) -> dict[str, Any]:
@@ -51,8 +51,9 @@ def convert(path: str, out: str, average: bool = False) -> tuple[TimmModel, CfgN
 
 def facts_of(cfg: CfgNode) -> ViTFacts:
     """What the configuration says of a ViT beyond its tensors."""
-    heads = SIZES[cfg.MVIT.SIZE][2] if cfg.MVIT.SIZE else cfg.MVIT.NUM_HEADS
-    return ViTFacts(cfg.DATA.TRAIN_CROP_SIZE, heads, tuple(cfg.MVIT.PATCH_STRIDE), cfg.MVIT.USE_MEAN_POOLING)
+    return ViTFacts(
+        cfg.DATA.TRAIN_CROP_SIZE, size_from_cfg(cfg)[2], tuple(cfg.MVIT.PATCH_STRIDE), cfg.MVIT.USE_MEAN_POOLING
+    )
 
 
 def lines(model: TimmModel, cfg: Any, out: str) -> list[str]:
@@ -70,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.out.endswith(".pyth"):
+            if chosen.ema:
+                raise UserError(f"--ema is for timm's layout; {chosen.out} holds the average beside the weights.")
             said = consolidate(chosen.checkpoint, chosen.out)
         else:
             said = lines(*convert(chosen.checkpoint, chosen.out, chosen.ema), chosen.out)

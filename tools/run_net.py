@@ -25,7 +25,7 @@ if __name__ == "__main__" and not {"doctor", "--dry-run", "--slurm"} & set(sys.a
 
 from fvcore.common.config import CfgNode  # noqa: E402
 
-from mfm_core.config import load_config, modality_of, plan_run, validate  # noqa: E402
+from mfm_core.config import device_of, load_config, modality_of, plan_run, validate  # noqa: E402
 from mfm_core.errors import UserError  # noqa: E402
 from mfm_core.parallel import slurm  # noqa: E402
 from mfm_core.parallel.launch import check_shard, launch, local_processes  # noqa: E402
@@ -53,6 +53,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cfg", required=True, metavar="FILE", help="a YAML configuration")
     parser.add_argument("--dry-run", action="store_true", help="describe the run and leave")
     parser.add_argument("--shard_id", type=int, default=0, help="this machine's number, from 0 to NUM_SHARDS - 1")
+    parser.add_argument("--num_shards", type=int, metavar="N", help="the number of machines: NUM_SHARDS N")
+    parser.add_argument("--opts", action="store_true", help="may stand before KEY VALUE, as in PySlowFast")
     parser.add_argument("--init_method", default="tcp://localhost:0", help="tcp://host:port of machine 0")
     slurm.add_options(parser)
     doctor = arguments[:1] == ["doctor"]
@@ -61,7 +63,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     unknown = [word for word in overrides[::2] if word.startswith("-")]
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
-    options.doctor, options.overrides = doctor, overrides
+    shards = [] if options.num_shards is None else ["NUM_SHARDS", str(options.num_shards)]
+    options.doctor, options.overrides = doctor, [*overrides, *shards]
     slurm.check_options(parser, options)
     return options
 
@@ -87,7 +90,7 @@ def main(arguments: list[str]) -> int:
             return entry.main(cfg)
         validate(cfg)  # here, and not in every process
         check_shard(options.shard_id, cfg.NUM_SHARDS)
-        processes = local_processes(cfg.NUM_GPUS, cfg.DEVICE)
+        processes = local_processes(cfg.NUM_GPUS, device_of(cfg))
         return launch(entry.main, (cfg,), processes, cfg.NUM_SHARDS, options.shard_id, options.init_method)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

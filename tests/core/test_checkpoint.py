@@ -25,6 +25,8 @@ from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state, save_atomic
 from mfm_core.checkpoint.saver import Saver
 from mfm_core.checkpoint.stand_ins import Forgotten
+from mfm_core.checkpoint.state import FORMAT
+from mfm_core.checkpoint.trained_as import compare_training
 from mfm_core.config import get_cfg, plan_run
 from mfm_core.errors import UserError
 from mfm_core.heads.classification import ClassificationHead
@@ -375,6 +377,50 @@ class TestInitFrom:
         assert report.layout == "PySlowFast classifier" and not (report.missing or report.unused)
         for name, tensor in source.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def changed(**sections):
+    """All keys at their defaults but for these, by section."""
+    cfg = get_cfg()
+    for section, keys in sections.items():
+        for key, value in keys.items():
+            cfg[section][key] = value
+    return cfg
+
+
+class TestTrainedAs:
+    """What shapes do not show of the model that a run of ours trained."""
+
+    @staticmethod
+    def compare(trained, cfg, *loaded: str) -> list[str]:
+        return compare_training({"format": FORMAT, "cfg": trained.dump()}, cfg, loaded, "x.pyth")
+
+    def test_heads(self):
+        """Of the encoder, by number or by size, and of the decoder where that is taken, too."""
+        three, small = changed(MVIT={"NUM_HEADS": 3}), changed(MVIT={"SIZE": "S"})
+        for trained, cfg, numbers in ((three, get_cfg(), "3, and this model has 1"), (get_cfg(), small, "1, and this")):
+            message = message_of(self.compare, trained, cfg, "backbone.blocks.0.attn.qkv.weight")
+            assert f"x.pyth was trained with MVIT.NUM_HEADS {numbers}" in message
+        assert not self.compare(small, changed(MVIT={"NUM_HEADS": 6}), "backbone.blocks.0.attn.qkv.weight")
+        assert not self.compare(three, get_cfg(), "backbone.layer1.0.conv1.weight")
+        sixteen = changed(MASK={"DECODER_NUM_HEADS": 16})
+        assert not self.compare(sixteen, get_cfg(), "backbone.blocks.0.attn.qkv.weight")
+        assert "MASK.DECODER_NUM_HEADS 16, and this model has 8" in message_of(
+            self.compare, sixteen, get_cfg(), "head.blocks.0.attn.qkv.weight"
+        )
+        residual = changed(MVIT={"RESIDUAL_POOLING": True})
+        assert not self.compare(residual, get_cfg(), "backbone.blocks.0.attn.qkv.weight")
+        assert "RESIDUAL_POOLING" in message_of(self.compare, residual, get_cfg(), "backbone.blocks.0.attn.pool_k")
+
+    def test_inputs(self):
+        warning, other = self.compare(get_cfg(), changed(DATA={"MEAN": [0.1, 0.1, 0.1], "STD": [1.0, 1.0, 1.0]}))
+        assert "DATA.MEAN [0.45, 0.45, 0.45], and here it is [0.1, 0.1, 0.1]" in warning and "DATA.STD" in other
+        assert not self.compare(get_cfg(), get_cfg())
+
+    def test_files_that_do_not_say(self):
+        assert not compare_training({"model_state": {}, "cfg": "MVIT: {NUM_HEADS: 7}"}, get_cfg(), ["backbone."], "x")
+        older = {"format": FORMAT, "cfg": "MVIT:\n  NUM_HEADS: 1\n  GONE: 2\nGONE: 3\n"}
+        assert not compare_training(older, get_cfg(), ["backbone.blocks.0.attn.qkv.weight"], "x")
 
 
 @pytest.mark.parametrize("folder", cases("mae/pos_embed_interp"), ids=lambda p: p.name)

@@ -10,7 +10,13 @@ from golden_cases import cases, load_case
 from timm.data import Mixup
 
 from mfm_core.data.mixing import PARTNERS, Mixer, cut_box, kept_share, mix_images, mix_targets
-from mfm_core.losses.classification import CLASS_LOSSES, binary_cross_entropy, smooth_labels, soft_cross_entropy
+from mfm_core.losses.classification import (
+    CLASS_LOSSES,
+    binary_cross_entropy,
+    probabilities,
+    smooth_labels,
+    soft_cross_entropy,
+)
 
 
 def found(kind: str):
@@ -125,6 +131,15 @@ def test_mixup_is_timms(smoothing):
         torch.testing.assert_close(mixed, share * one_hot + (1 - share) * one_hot.flip(0))
         assert torch.equal(ours[changed], images().flip(0)[changed])
     assert 4 < cut < 16
+
+
+def test_probabilities_are_those_that_the_loss_is_of():
+    logits, target = torch.randn(4, 5), torch.randint(5, (4,))
+    softmax, sigmoid = (probabilities(logits, name) for name in ("soft_cross_entropy", "bce"))
+    torch.testing.assert_close(-softmax.gather(1, target[:, None]).log().mean(), soft_cross_entropy(logits, target))
+    one_hot = F.one_hot(target, 5).bool()
+    expected = -torch.where(one_hot, sigmoid, 1 - sigmoid).log().mean()
+    torch.testing.assert_close(expected, binary_cross_entropy(logits, target))
 
 
 def test_cutmix_cuts_what_its_authors_cut():

@@ -11,7 +11,7 @@ import torch
 from paths import CONFIGS, REPOSITORY
 from pyslowfast_files import FILES, KEYS, recipe
 
-from mfm_core.config import flatten, get_cfg, load_config, modality_of, pictures_of, validate
+from mfm_core.config import device_of, flatten, get_cfg, load_config, modality_of, pictures_of, validate
 from mfm_core.config.plan import arch_of, corruption_of, drawing_of, mask_window
 from mfm_core.config.tables import CHOICES, LENGTHS, NOT_EMPTY, NULLABLE, RANGES, WHOLE_LISTS, WORDS
 from mfm_core.engine.trainer import Settings
@@ -143,6 +143,9 @@ def test_mistakes_on_the_command_line(overrides, parts):
         ("_BASE_: absent.yaml\n", ["run.yaml", "absent.yaml", "_BASE_"]),
         ("_BASE_: 5\n", ["run.yaml", "cannot be read as a config"]),
         ("_BASE_: run.yaml\n", ["run.yaml", "cannot be read as a config"]),
+        ("TRAIN: &a\n  ENABLE: *a\n", ["run.yaml", "cannot be read as a config"]),
+        ("TRAIN: {}\nAUG: {}\nTRAIN: {ENABLE: True}", ["run.yaml", "section TRAIN stands twice (lines 1 and 3)"]),
+        ("TRAIN: {}\nAUG: {}\n\nTRAIN:\n", ["run.yaml", "section TRAIN stands twice (lines 1 and 4)"]),
     ],
     ids=lambda p: repr(p)[:30],
 )
@@ -179,6 +182,18 @@ def test_base_files_are_relative_and_overridden(write, tmp_path, monkeypatch):
     assert (cfg.RNG_SEED, cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_PERIOD) == (5, 9, 4)
 
 
+def test_what_stands_twice_in_a_file(write, caplog):
+    """A section is refused, in a `_BASE_` too; of a key the last counts, as in files of PySlowFast, and is said."""
+    write("SOLVER:\n  BASE_LR: 1.0\nSOLVER:\n  MAX_EPOCH: 3\n", "base.yaml")
+    message = message_of(write("_BASE_: base.yaml\nSOLVER:\n  MAX_EPOCH: 5\n"))
+    assert "base.yaml: the section SOLVER stands twice (lines 1 and 3)" in message
+    assert not caplog.messages
+    cfg = load_config(str(write("MVIT:\n  NUM_HEADS: 3\n  DEPTH: 7\n  NUM_HEADS: 1\nTRAIN:\n  BATCH_SIZE: 2\n")))
+    assert (cfg.MVIT.NUM_HEADS, cfg.MVIT.DEPTH, cfg.TRAIN.BATCH_SIZE) == (1, 7, 2)
+    (said,) = caplog.messages
+    assert "run.yaml: MVIT.NUM_HEADS stands twice (lines 2 and 4); the last counts" in said
+
+
 def test_spellings_of_values():
     overrides = {
         "SOLVER.BASE_LR": ("1", 1.0),
@@ -198,6 +213,14 @@ def test_spellings_of_values():
     cfg = dict(flatten(load_config(None, [w for key, (text, _) in overrides.items() for w in (key, text)])))
     for key, (_, value) in overrides.items():
         assert cfg[key] == value and type(cfg[key]) is type(value), key
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [("auto", 0, "cpu"), ("auto", 1, "auto"), ("cpu", 2, "cpu"), ("cuda", 0, "cuda")],
+)
+def test_no_gpus_are_the_cpu(device, num_gpus, expected):
+    assert device_of(load_config(None, ["DEVICE", device, "NUM_GPUS", str(num_gpus)])) == expected
 
 
 def test_the_result_is_frozen():
@@ -234,11 +257,17 @@ def test_lists_of_another_length_are_refused(key):
         (["MVIT.SIZE", "B", "MVIT.DEPTH", "12"], "MVIT.SIZE"),
         (["MVIT.DIM_MUL", "[[1, 2.0]]"], "MVIT.DIM_MUL"),
         (["SOLVER.WARMUP_EPOCHS", "300"], "SOLVER.WARMUP_EPOCHS"),
+        (["SOLVER.LAYER_DECAY", "0.0"], "SOLVER.LAYER_DECAY"),
         (["SOLVER.COSINE_END_LR", "1.0"], "SOLVER.COSINE_END_LR"),
         (["TEST.ENABLE", "True", "TEST.DATASET", "kinetics"], "TEST.DATASET"),
         (["MASK.METHOD", "mae"], "MASK.DECODER_DEPTH"),
         (["MASK.METHOD", "mff"], "MASK.DECODER_DEPTH"),
         ([*MAE, "MASK.MAE_RND_MASK", "True", "AUG.MASK_TYPE", "block"], "MASK.MAE_RND_MASK"),
+        (["MASK.INIT", "mae"], "MASK.INIT mae is no start of maskfeat's; it takes pyslowfast, mmpretrain."),
+        (
+            [*MAE, "MASK.INIT", "mmpretrain"],
+            "MASK.INIT mmpretrain is no start of mae's; it takes mae, mae_priv, pyslow",
+        ),
         (["SOLVER.LR_REFERENCE_BATCH", "256"], "SOLVER.BASE_LR_SCALE_NUM_SHARDS False"),
         (["TEST.RESIZE_SIZES", "[256, 200]"], "TEST.RESIZE_SIZES has 200, which is below DATA.TEST_CROP_SIZE 224"),
     ],
@@ -415,6 +444,14 @@ def test_keys_of_video_masks_that_act_are_not_warned_of():
     assert validate(load_config(CUBES, ["AUG.MASK_TYPE", "random", "MASK.COUNT", "hidden"])) == usual
 
 
+def test_keys_of_mmpretrain_that_act_are_not_warned_of():
+    exact = ["AUG.MASK_EXACT", "True", "MASK.INIT", "mmpretrain"]
+    assert validate(load_config(IMAGE, exact)) == validate(load_config(IMAGE))
+    assert validate(load_config(CUBES, ["MASK.INIT", "mmpretrain"])) == validate(load_config(CUBES))
+    on_top = ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.COLOR_JITTER", "0.3", "MVIT.HEAD_INIT_NORM_BIAS", "0.0"]
+    assert validate(load_config(FINETUNE, on_top)) == validate(load_config(FINETUNE))
+
+
 def test_keys_of_views_that_act_are_not_warned_of():
     usual = validate(load_config(DEMO_CLIPS))
     keys = ["TEST.NUM_TEMPORAL_CLIPS", "[5]", "TEST.NUM_SPATIAL_CROPS", "3", "DATA.USE_OFFSET_SAMPLING", "True"]
@@ -467,7 +504,13 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (IMAGE, ["MASK.DECODER_DEPTH", "4"]),
         (IMAGE, ["MASK.DECODER_NUM_HEADS", "4"]),
         (IMAGE, ["MASK.DECODER_CLS_TOKEN", "False"]),
-        (IMAGE, ["MASK.INIT", "mae_priv"]),
+        (MFM, ["MASK.INIT", "mae_priv"]),
+        (FINETUNE, ["MASK.INIT", "mmpretrain"]),
+        (IMAGE, ["AUG.MASK_EXACT", "True", *MAE]),
+        (IMAGE, ["AUG.MASK_EXACT", "True", "AUG.MASK_TYPE", "random"]),
+        (CUBES, ["AUG.MASK_EXACT", "True"]),
+        (MFM, ["AUG.MASK_EXACT", "True"]),
+        (FINETUNE, ["AUG.MASK_EXACT", "True"]),
         (IMAGE, ["MASK.COUNT", "hidden"]),
         (IMAGE, ["MASK.PIXEL_ORDER", "chw"]),
         (IMAGE, ["MASK.NORM_PRED_PIXEL", "False"]),
@@ -536,11 +579,16 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (KNN, ["DATA_LOADER.DROP_LAST", "False"]),
         (FINETUNE, ["DATA_LOADER.DROP_LAST", "False", "TRAIN.ENABLE", "False"]),
         (FINETUNE, ["AUG.COLOR_JITTER", "0.3"]),
+        (FINETUNE, ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.AA_TYPE", ""]),
+        (FINETUNE, ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.COLOR_JITTER", "None"]),
+        (FINETUNE, ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.ENABLE", "False"]),
         (FINETUNE, ["AUG.RE_PROB", "0.5", "AUG.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),
         (FINETUNE, ["MVIT.FRESH_NORM", "True", "MVIT.USE_MEAN_POOLING", "True"]),
         (FINETUNE, ["MVIT.HEAD_INIT_BIAS", "0.0", "MVIT.HEAD_INIT_STD", "0.0", "MODEL.ARCH", "resnet"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR", "1e-5", "SOLVER.LR_POLICY", "constant"]),
+        (IMAGE, ["DATA.TRAIN_CROP_CLAMP", "True", "DATA.TRAIN_CROP_TYPE", "padded"]),
+        (IMAGE, ["MONITOR.PICTURE_PERIOD", "5", "MONITOR.NUM_PICTURES", "0"]),
         (FINETUNE, ["PROBE.LRS", "[0.1]"]),
         (FINETUNE, ["KNN.FEATURES", "cls"]),
         (FINETUNE, ["SOLVER.LARS_ADAPT_1D", "True"]),
@@ -567,6 +615,8 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["DATA.IN_VAL_CROP_RATIO", "0.9", "TEST.RESIZE_SIZES", "[235]"]),
         (IMAGE, ["MIXUP.LABEL_SMOOTH_ALWAYS", "True"]),
         (IMAGE, ["MVIT.HEAD_INIT_STD", "2e-5"]),
+        (IMAGE, ["MVIT.HEAD_INIT_NORM_BIAS", "0.0"]),
+        (FINETUNE, ["MVIT.HEAD_INIT_NORM_BIAS", "0.0", "MODEL.ARCH", "resnet"]),
         *((path, ["TEST.RESIZE_SIZES", "[235, 236]"]) for path in (IMAGE, PROBE, KNN)),
         (FINETUNE, ["TEST.RESIZE_SIZES", "[235, 236]", "TASK", "visualise"]),
     ],
@@ -615,3 +665,11 @@ def test_tables_name_keys_that_exist():
         assert set(table) <= set(known)
     for key, choices in CHOICES.items():
         assert known[key] in choices or key in ("MODEL.MODEL_NAME", "MODEL.ARCH"), key  # which must be given
+
+
+@pytest.mark.parametrize("folder", ["mae", "mfm", "probe"])
+def test_each_recipe_has_a_folder_of_its_own(folder):
+    """So that one command after the other does not meet the checkpoints of another recipe."""
+    paths = [path for path in (CONFIGS / folder).glob("*.yaml") if not path.stem.endswith("base")]
+    folders = [load_config(str(path)).OUTPUT_DIR for path in paths]
+    assert len(set(folders)) == len(folders) > 5 and "." not in folders

@@ -80,6 +80,11 @@ def test_tensorboard_keeps_numbers_and_images(tmp_path):
     assert events.Tags()["images"] == ["sheet"]
 
 
+def test_tensorboard_takes_no_name_that_it_cannot_encode(tmp_path):
+    with pytest.raises(UserError, match="not UTF-8 in this locale; choose another OUTPUT_DIR"):
+        TensorBoard(tmp_path / "caf\udce9")
+
+
 def test_progress_line():
     numbers = {"epochs": 30, "steps": 400, "lr": 1.9e-4, "images_per_s": 412.3, "memory_gb": 2.1}
     line = progress_line(epoch=3, step=120, loss=0.0312, eta_s=751, **numbers)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,14 @@ from tiny_runs import TINY, assert_same, last_state, tiny_config
 
 from mfm_core.config import load_config
 from mfm_core.engine.trainer import Trainer, tolerated
+from mfm_core.errors import UserError
 from mfm_core.interfaces import PretrainOutput
 from mfm_core.objective import MaskedPrediction
+from mfm_core.parallel.launch import launch
 from mfm_image.entry import dry_run, main
 
 PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
+FINETUNE = str(CONFIGS / "demo" / "finetune.yaml")
 CLIPS = str(CONFIGS / "demo_video" / "pretrain.yaml")
 ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
 TWO_PROCESSES = ["DEVICE", "cpu", "NUM_GPUS", "2"]
@@ -115,6 +119,12 @@ class TestCommandLine:
         monkeypatch.setattr(run_net.importlib, "import_module", absent)
         assert "pip install packages/mfm_video" in error_of(["--cfg", CLIPS, "--dry-run"])
 
+    def test_a_description_of_what_the_run_would_refuse(self, photo_folder, error_of):
+        """A job would find out behind its queue."""
+        command = ["--cfg", FINETUNE, "--dry-run", "DATA.PATH_TO_DATA_DIR", str(photo_folder), "TRAIN.BATCH_SIZE", "8"]
+        assert "MODEL.NUM_CLASSES is 10" in error_of([*command, "MODEL.NUM_CLASSES", "10"])
+        assert run_net.main([*command, "MODEL.NUM_CLASSES", "3"]) == 0
+
     @pytest.mark.parametrize("command", ["doctor", "--dry-run", "visualise"])
     def test_an_interruption_shows_no_traceback(self, command, monkeypatch, capsys):
         def interrupted(*_):
@@ -134,6 +144,26 @@ class TestCommandLine:
         assert run_net.main([*before, "--cfg", PRETRAIN, "--dry-run", *after]) == 0
         shown = capsys.readouterr()
         assert "= 7 epochs" in shown.out and "-> 0.5 in" in shown.out and not shown.err
+
+    def test_options_of_pyslowfast(self, capsys):
+        """--opts before the pairs, and --num_shards."""
+        options = ["--num_shards", "2", "--shard_id", "1", "--dry-run", "--opts"]
+        pairs = ["SOLVER.MAX_EPOCH", "7", "DATA.PATH_TO_DATA_DIR", "/absent"]
+        assert run_net.main(["--cfg", PRETRAIN, *options, *pairs]) == 0
+        theirs = capsys.readouterr().out
+        assert run_net.main(["--cfg", PRETRAIN, "--dry-run", *pairs, "NUM_SHARDS", "2"]) == 0
+        assert theirs == capsys.readouterr().out and "= 7 epochs" in theirs
+
+    def test_no_gpus_are_the_cpu(self, tmp_path, error_of, monkeypatch):
+        """NUM_GPUS 0, as in PySlowFast, whatever the machine has."""
+
+        def asked(device, timeout):
+            raise UserError(f"asked for {device}")
+
+        monkeypatch.setattr("mfm_core.engine.run.join_world", asked)
+        for number, device in (("0", "cpu"), ("1", "auto")):
+            cfg = tiny_config("pretrain", tmp_path, tmp_path, "DEVICE", "auto", "NUM_GPUS", number)
+            assert f"asked for {device}" in error_of(cfg)
 
     @pytest.mark.parametrize(
         "path",
@@ -198,6 +228,13 @@ class TestDataFolder:
             occupied.mkdir() if "." in name else occupied.write_text("")
             cfg = tiny_config("pretrain", photo_folder, output, *ONE_EPOCH, "LOG_PERIOD", "100")
             assert str(occupied) in error_of(cfg)
+            assert not list(output.glob("log.jsonl/*")) and not (output / "report.html").exists(), (
+                "said before it trains"
+            )
+
+    def test_output_folder_whose_name_is_not_utf_8(self, photo_folder, tmp_path, error_of):
+        error = error_of(tiny_config("pretrain", photo_folder, tmp_path / "caf\udce9", *ONE_EPOCH))
+        assert "not UTF-8" in error and "OUTPUT_DIR" in error
 
     def test_a_full_disk_under_the_log(self, photo_folder, tmp_path, error_of):
         (tmp_path / "log.jsonl").symlink_to("/dev/full")
@@ -538,6 +575,37 @@ class TestProcesses:
         assert main(tiny_config("pretrain", photo_folder, output, *limit, *quiet)) == 0
         assert main(tiny_config("pretrain", photo_folder, tmp_path / "whole", *limit, *quiet)) == 0
         assert_same(last_state(tmp_path / "whole"), last_state(output))
+
+    def test_the_death_of_the_launcher_ends_what_it_launched(self, photo_folder, tmp_path):
+        """They save and leave, where SIGINT is ignored, too: shells do that to the background jobs of a script."""
+        code = (
+            "import runpy, signal, sys\n"
+            "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+            f"sys.argv[0] = {str(TOOLS / 'run_net.py')!r}\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        output, keys = tmp_path / "run", ["NUM_GPUS", "2", "SOLVER.MAX_EPOCH", "4000"]
+        run = self.start(photo_folder, output, *keys, python=("-c", code))
+        try:
+            self.wait_for_steps(run, output, 2)
+            run.kill()
+            run.communicate(timeout=60)
+            deadline = time.time() + 60
+            with pytest.raises(ProcessLookupError):
+                while time.time() < deadline:
+                    os.killpg(run.pid, 0)
+                    time.sleep(0.1)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+        assert log_of(output, "end")[-1]["status"] == "stopped"
+
+    def test_an_interruption_while_processes_are_started(self, photo_folder, tmp_path, monkeypatch):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(torch.multiprocessing, "start_processes", interrupted)
+        assert launch(main, (tiny_config("pretrain", photo_folder, tmp_path, "NUM_GPUS", "2"),), processes=2) == 130
 
     def test_an_error_with_workers_alive_ends_at_once(self, photos, tmp_path):
         """One line, code 2, and no process is left to wait for."""

@@ -37,3 +37,17 @@ def test_prints_its_rows(name):
     rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
     assert rows, done.stdout
     assert all(float(row.split("|")[6]) >= 0 for row in rows), done.stdout  # one repeat of next to nothing may be 0.0
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--only", "step", "--set", "SOLVER.BASE_LR"), "'SOLVER.BASE_LR' has no value"),
+        (("--only", "decode", "--videos", "/absent"), "/absent"),
+    ],
+)
+def test_mistakes_get_one_line(words, part):
+    command = [sys.executable, TOOLS / "benchmark.py", "--device", "cpu", "--threads", "1", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and part in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

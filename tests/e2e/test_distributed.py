@@ -45,6 +45,16 @@ def test_two_processes_equal_one(kind, photo_folder, tmp_path):
                 assert first[key] == pytest.approx(second[key], rel=1e-4), key
 
 
+def test_a_process_whose_share_of_the_validation_files_is_empty(photo_folder, tmp_path):
+    """It takes part in evaluation: the other would wait for it."""
+    keys = ["SOLVER.MAX_EPOCH", "1", "TEST.BATCH_SIZE", "16", "DIST.TIMEOUT", "30"]
+    assert main(tiny_config("finetune", photo_folder, tmp_path / "one", *keys)) == 0
+    assert launch(main, (tiny_config("finetune", photo_folder, tmp_path / "two", *keys, "NUM_GPUS", "2"),), 2) == 0
+    (one,), (two,) = (_epoch_lines(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert one["images"] == two["images"] == 6
+    assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-4) and one["top1"] == two["top1"]
+
+
 def test_torchrun_resumes_what_one_process_began(photo_folder, tmp_path):
     """Continues under torchrun, with two processes, a run that one process stopped in the middle of an epoch."""
     overrides = [*TWENTY_STEPS, *CASES["pretrain"]]

@@ -201,3 +201,13 @@ def test_what_is_undone_leaves_the_log(tmp_path):
     run.end("stopped")
     assert log.read_text().splitlines()[:-1] == [lines[i] for i in (0, 1, 2, 3, 4, 6, 7)]
     assert (tmp_path / "log_undone.jsonl").read_text().splitlines() == [lines[5], lines[8]]
+
+
+def test_damaged_lines_of_the_log_say_nothing(tmp_path):
+    """A power cut, or an editor, left them; the run is continued."""
+    lines = b'{"kind": "epoch", "epoch": 1, "step": 3}\n{"kind": "epoch", "epoch": 2, "step" 3}\ncaf\xe9 "epoch"}\n7\n'
+    (tmp_path / "log.jsonl").write_bytes(lines)
+    run = RunLog(tmp_path, first_step=3, rewind=True)
+    assert run.last_epoch == 1
+    run.end("stopped")
+    assert (tmp_path / "log.jsonl").read_bytes().startswith(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,10 +16,10 @@ from tiny_runs import TINY, assert_same, last_state, tiny_config
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.config import load_config
 from mfm_core.heads.probe import FeatureNorm
-from mfm_core.interfaces import SampleKey
+from mfm_core.interfaces import BadFile, SampleKey
 from mfm_core.parallel.launch import launch
 from mfm_core.probe.knn import knn_accuracy
-from mfm_core.probe.store import load_features, save_features
+from mfm_core.probe.store import SavedFeatures, load_features, save_features
 from mfm_image.data import dataset
 from mfm_image.data.build import eval_dataset
 from mfm_image.entry import main
@@ -203,7 +204,6 @@ class TestKnn:
                 ["TEST.RESIZE_SIZES", "[40]"],
                 ["DATA.TEST_INTERPOLATION", "bilinear"],
                 ["DATA.MEAN", "[0.5, 0.5, 0.5]"],
-                ["MVIT.NUM_HEADS", "3"],
                 ["TRAIN.PRECISION", "bf16"],
             ):
                 with pytest.raises(AssertionError, match="an image was read"):
@@ -243,6 +243,11 @@ class TestKnn:
         (line,) = log_of(output / "knn", "epoch")
         assert line["knn"] == [line["knn"] for line in log_of(output, "epoch") if "knn" in line][-1]
 
+    def test_other_inputs_than_in_training_are_warned_of(self, pretrained, photo_folder, tmp_path):
+        assert main(self.config(pretrained, photo_folder, tmp_path, "DATA.MEAN", "[0.1,0.1,0.1]")) == 0
+        said = [line["message"] for line in log_of(tmp_path, "warning") if "was trained with" in line["message"]]
+        assert len(said) == 1 and "DATA.MEAN" in said[0] and str(pretrained) in said[0]
+
     def test_unreadable_images_are_listed(self, pretrained, photo_folder, tmp_path):
         photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
         broken = photos / "train" / "bear" / "3.JPEG"
@@ -250,6 +255,29 @@ class TestKnn:
         assert main(self.config(pretrained, photos, tmp_path / "out")) == 0
         assert [line["path"] for line in log_of(tmp_path / "out", "bad_file")] == [str(broken)]
         assert log_of(tmp_path / "out", "epoch")[0]["neighbours"] == 23
+
+    def test_files_that_changed_are_read_again(self, pretrained, photo_folder, tmp_path, capsys):
+        """Features that are reused say what they lack; a mended or replaced file is not what they were taken of."""
+        photos, output = Path(shutil.copytree(photo_folder, tmp_path / "photos")), tmp_path / "out"
+        broken = photos / "train" / "bear" / "3.JPEG"
+        whole = broken.read_bytes()
+        broken.write_bytes(whole[:200])
+
+        def knn() -> tuple[list[str], float, bool]:
+            (output / "log.jsonl").unlink(missing_ok=True)
+            assert main(self.config(pretrained, photos, output)) == 0
+            bad = [line["path"] for line in log_of(output, "bad_file")]
+            reused = re.search(r"features of train: \d+ read from", capsys.readouterr().out) is not None
+            return bad, log_of(output, "epoch")[0]["neighbours"], reused
+
+        assert knn() == ([str(broken)], 23, False)
+        assert knn() == ([str(broken)], 23, True)
+        broken.write_bytes(whole)
+        assert knn() == ([], 24, False)
+        assert knn() == ([], 24, True)
+        replaced = photos / "train" / "cat" / "3.JPEG"
+        replaced.write_bytes(replaced.read_bytes()[::-1])  # of the same size
+        assert knn() == ([str(replaced)], 23, False)
 
     def test_bad_input(self, pretrained, photo_folder, tmp_path, error_of):
         def error(*overrides):
@@ -261,6 +289,7 @@ class TestKnn:
         assert "TEST.CHECKPOINT_FILE_PATH" in error("TEST.CHECKPOINT_FILE_PATH", "")
         assert "MVIT.EMBED_DIM" in error("MVIT.EMBED_DIM", "48")
         assert "MVIT.DEPTH" in error("MVIT.DEPTH", "1")
+        assert "trained with MVIT.NUM_HEADS 2, and this model has 1" in error("MVIT.NUM_HEADS", "1")
         assert "DATA.PATH_TO_DATA_DIR" in error("DATA.PATH_TO_DATA_DIR", "")
 
 
@@ -286,9 +315,10 @@ def test_saved_features_are_those_of_their_identity(tmp_path):
     path = tmp_path / "features.safetensors"
     features, labels = torch.randn(5, 3), torch.arange(5)
     assert load_features(path, {"a": 1}) is None
-    save_features(path, features, labels, {"a": 1, "b": [2, 3]})
-    for found, saved in zip(load_features(path, {"b": [2, 3], "a": 1}), (features, labels)):
-        assert torch.equal(found, saved)
+    bad = [BadFile(os.fsdecode(b"\xff.jpg"), "torn")]
+    save_features(path, SavedFeatures(features, labels, bad), {"a": 1, "b": [2, 3]})
+    found = load_features(path, {"b": [2, 3], "a": 1})
+    assert torch.equal(found.features, features) and torch.equal(found.labels, labels) and found.bad == bad
     assert load_features(path, {"a": 1, "b": [2, 4]}) is None and load_features(path, {"a": 1}) is None
     assert [p.name for p in tmp_path.iterdir()] == ["features.safetensors"]
 

@@ -111,6 +111,18 @@ class TestOutputs:
         assert main(tiny_config("pretrain", *run, "TASK", "visualise", "PICTURE.KIND", "reconstruction")) == 0
         assert (kept / "pictures" / "reconstruction.png").is_file() and (kept / "pictures.html").is_file()
 
+    def test_weights_that_the_run_would_move_away(self, weights, photo_folder, tmp_path, monkeypatch, error_of):
+        """They are named by the address, and lie in the folder that stands for it."""
+        registered(tmp_path / "store", monkeypatch)
+        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+        kept = tmp_path / "store" / "runs" / "a" / "checkpoints" / weights.name
+        assert main(tiny_config("pretrain", photo_folder, "store://runs/a", *ONE_EPOCH)) == 0
+        before = kept.read_bytes()
+        address = f"store://runs/a/checkpoints/{weights.name}"
+        anew = [*ONE_EPOCH, "TRAIN.AUTO_RESUME", "False", "TRAIN.CHECKPOINT_FILE_PATH", address]
+        assert "lies in OUTPUT_DIR" in error_of(tiny_config("finetune", photo_folder, "store://runs/a", *anew))
+        assert kept.read_bytes() == before
+
     def test_a_store_that_closes_costs_the_copy_only(self, photo_folder, tmp_path, monkeypatch, error_of):
         store = registered(tmp_path / "store", monkeypatch)
         monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))

@@ -188,6 +188,7 @@ def test_what_cannot_be_converted(tmp_path, capsys):
         ([str(tmp_path / "absent.pyth"), "x.pth"], "absent.pyth"),
         ([path, "out.bin"], "out.bin"),
         ([path, str(tmp_path / "x.pth"), "--ema"], "EMA_DECAY"),
+        ([path, str(tmp_path / "whole.pyth"), "--ema"], "--ema is for timm's layout"),
         ([str(tmp_path / "bare.pth"), str(tmp_path / "x.pth")], "bare.pth"),
         ([padded, str(tmp_path / "x.pth")], "overlap"),
         ([path, str(tmp_path / "file" / "x.pth")], "Cannot write"),

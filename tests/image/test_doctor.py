@@ -80,3 +80,30 @@ def test_images_without_classes(sick, tmp_path):
     assert report.duplicates == [["a/1.jpg", "b/copy.jpg"]] and report.conflicts_total == 0
     with pytest.raises(UserError, match="has no train/"):
         check_folder(sick / "train")
+
+
+def test_what_a_run_passes_over_is_named(tmp_path):
+    """Images of formats that are not read, and those outside of class folders, are problems; other files are none."""
+    for number, name in enumerate(("train/a/1.jpg", "train/a/2.jfif", "train/loose.png", "val/a/1.JPE")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / name, "JPEG")
+    (tmp_path / "train/a/notes.txt").write_text("")
+    text = check_folder(tmp_path).lines()
+    assert "train: 2 images in 1 classes, from 2 (a) to 2 (a) per class" in text
+    assert "other files, which are not read: .txt 1" in text
+    problem = f"PROBLEM {tmp_path}/train has 1 image outside of class folders, which are left out"
+    assert [line for line in text if line.startswith("PROBLEM")] == [problem] and text[-1].startswith("not healthy")
+    report = check_folder(tmp_path, needs_labels=False)
+    text = report.lines()
+    assert report.healthy and "train: 3 images without classes" in text and report.conflicts_total == 0
+    assert "train has 1 image outside of class folders: all below it is taken" in text
+    for i in range(3):
+        (tmp_path / f"train/a/{i}.GIF").write_bytes(b"")
+    report = check_folder(tmp_path, needs_labels=False)
+    assert report.problems == ["3 images are not read (.gif 3); convert them, to JPEG or PNG"] and not report.healthy
+
+
+def test_other_classes_in_val_are_none_of_pretrainings(sick):
+    report = check_folder(sick, needs_labels=False)
+    assert len(report.problems) == 1 and "train/empty" in report.problems[0] and report.conflicts_total == 0
+    assert "val: 2 images without classes" in report.lines() and report.leaks_total == 1

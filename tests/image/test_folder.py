@@ -115,14 +115,41 @@ def test_images_without_classes_where_no_labels_are_needed(tmp_path, files, belo
 
 
 def test_class_folders_are_classes_where_no_labels_are_needed(tmp_path):
-    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/readme.jpg", "val/1.jpg")
+    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/readme.txt", "train/.hidden.jpg", "val/b/1.jpg")
     folder = ImageFolder(tmp_path, "train", needs_labels=False)
-    assert folder.classes == ("a", "b") and relative(folder) == ["a/1.jpg", "b/1.jpg"]
-    with pytest.raises(UserError, match="val has no class folders"):
-        ImageFolder(tmp_path, "val", classes=folder.classes, needs_labels=False)
+    assert folder.classes == ("a", "b") and relative(folder) == ["a/1.jpg", "b/1.jpg"] and not folder.remark
+    val = ImageFolder(tmp_path, "val", classes=folder.classes, needs_labels=False)
+    assert val.classes == ("a", "b") and val.labels.tolist() == [1] and not val.remark
     shutil.rmtree(tmp_path / "train")
     with pytest.raises(UserError, match="has no train/"):  # rather than train on what is there to evaluate
         ImageFolder(tmp_path, "train", needs_labels=False)
+
+
+def test_images_beside_class_folders(tmp_path):
+    """Left out, and said so, where labels are needed; else they are images as all others."""
+    touch(tmp_path, "train/x.jpg", "train/y.JFIF", "train/a/1.jpg", "train/readme.txt")
+    folder = ImageFolder(tmp_path, "train")
+    assert relative(folder) == ["a/1.jpg"]
+    assert folder.remark == "has 2 images outside of class folders, which are left out"
+    folder = ImageFolder(tmp_path, "train", needs_labels=False)
+    assert relative(folder) == ["a/1.jpg", "x.jpg", "y.JFIF"] and folder.classes == UNLABELLED
+    assert folder.remark == "has 2 images outside of class folders: all below it is taken"
+
+
+@pytest.mark.parametrize(
+    ("files", "val", "remark"),
+    [
+        (["val/1.jpg"], ["1.jpg"], "has no class folders"),
+        (["val/b/1.jpg", "val/1.jpg"], ["1.jpg", "b/1.jpg"], "has 1 image outside of class folders"),
+        (["val/b/1.jpg", "val/c/1.jpg"], ["b/1.jpg", "c/1.jpg"], "has the class c, which the training split lacks"),
+    ],
+)
+def test_val_without_the_classes_of_train(tmp_path, files, val, remark):
+    """Where no labels are needed it is of no class, and its files are all there."""
+    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", *files)
+    folder = ImageFolder(tmp_path, "val", classes=("a", "b"), needs_labels=False)
+    assert relative(folder) == val and folder.classes == UNLABELLED and not folder.labels.any()
+    assert folder.remark.startswith(remark)
 
 
 def test_fraction_is_balanced_seeded_and_nested(tmp_path):

@@ -185,7 +185,7 @@ class Task(Protocol):
 
     model: nn.Module
     train_set: Any
-    """`train_set[SampleKey]` gives a `Sample`."""
+    """`train_set[SampleKey]` gives a `Sample`; `train_set.listing` has the `paths` and `labels` of the files."""
     files: int
     """Training files."""
     summary_input: tuple[Tensor, ...]

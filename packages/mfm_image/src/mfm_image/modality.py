@@ -37,7 +37,7 @@ from mfm_image.pictures.reconstruction import reconstruction_sheet
 
 def classes(cfg: CfgNode) -> tuple[str, ...]:
     """The class folders of train/, or `folder.UNLABELLED`."""
-    return tuple(find_classes(data_root(cfg), "train", needs_labels(cfg))[1])
+    return tuple(find_classes(data_root(cfg), "train", needs_labels(cfg)).classes)
 
 
 def has_val(cfg: CfgNode) -> bool:

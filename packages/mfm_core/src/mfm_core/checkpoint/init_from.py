@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from mfm_core.checkpoint.fit import (
@@ -19,6 +20,7 @@ from mfm_core.checkpoint.fit import (
 from mfm_core.checkpoint.formats import Checkpoint, read_checkpoint
 from mfm_core.checkpoint.inflate import fit_clips
 from mfm_core.checkpoint.io import load_file_state
+from mfm_core.checkpoint.trained_as import compare_training
 from mfm_core.errors import UserError
 
 _TABLES = ("backbone.pos_embed", "head.pos_embed")
@@ -38,6 +40,8 @@ class InitReport:
     other_shape: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was changed on the way, and what to know of the numbers, in words."""
+    warnings: list[str] = field(default_factory=list)
+    """In what the weights were trained otherwise than they are used."""
 
     def lines(self) -> list[str]:
         """One line for each thing that happened, for the log."""
@@ -58,14 +62,17 @@ def init_from(
     min_match: float = 0.5,
     key: str = "TRAIN.CHECKPOINT_FILE_PATH",
     average: bool = False,
+    cfg: CfgNode | None = None,
 ) -> InitReport:
     """Copies what fits from the checkpoint at `path` into `model`, in place.
 
     Heads may differ; a backbone tensor of another shape (positions excepted) is an error, as is a checkpoint that
-    fills less than `min_match` of the backbone's parameters. `average` prefers the checkpoint's moving average.
+    fills less than `min_match` of the backbone's parameters. `average` prefers the checkpoint's moving average. `cfg`
+    is compared with what the checkpoint says of its run (`trained_as`).
     Raises UserError, naming file and tensor.
     """
-    checkpoint = read_checkpoint(load_file_state(path, key), path, average)
+    content = load_file_state(path, key)
+    checkpoint = read_checkpoint(content, path, average)
     report = InitReport(checkpoint.layout.name, notes=[checkpoint.layout.note] if checkpoint.layout.note else [])
     own = model.state_dict()
     _refuse_other_architecture(own, checkpoint)
@@ -98,6 +105,8 @@ def init_from(
     report.unused = checkpoint.leftovers()
     _refuse_other_depth(checkpoint, report)
     _check_share(own, report, path, min_match, key)
+    if cfg is not None:
+        report.warnings += compare_training(content, cfg, report.loaded, path)
     return report
 
 

@@ -24,8 +24,9 @@ from mfm_core.errors import UserError
 from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
-_AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
-_WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
+AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
+ELSEWHERE = "take another OUTPUT_DIR"
+WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
 _BEFORE = "before_"
 _NAME = re.compile(rf"checkpoint_(epoch|step)_(\d+)(\.pyth|{re.escape(REPLACED)}|)")
 
@@ -120,12 +121,17 @@ def machines_of(folder: Path, batch_size: int) -> int | None:
     return None
 
 
-def set_aside(folder: Path, continued: str = "") -> Path | None:
+def set_aside(folder: Path, continued: Path | None = None) -> Path | None:
     """Moves the checkpoints of an earlier run to a folder inside; returns that, or None where there are none.
 
     A run that begins anew would else be continued from them. continued: the checkpoint that it continues, which stays.
     """
-    paths = [path for path in list_checkpoints(folder) if not continued or path.resolve() != Path(continued).resolve()]
+    paths = [path for path in list_checkpoints(folder) if continued is None or path.resolve() != continued.resolve()]
+    return move_aside(folder, paths)
+
+
+def move_aside(folder: Path, paths: list[Path]) -> Path | None:
+    """Moves what lies in `folder` to another before_N inside; returns that, or None where there is nothing."""
     if not paths:
         return None
     numbers = (int(path.name.removeprefix(_BEFORE)) for path in folder.glob(f"{_BEFORE}[0-9]*"))
@@ -136,8 +142,10 @@ def set_aside(folder: Path, continued: str = "") -> Path | None:
     return aside
 
 
-def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> Path | None:
-    """Restores the newest readable checkpoint of `folder` into `state`; None where there is none.
+def resume_latest(
+    folder: Path, state: TrainState, plan: RunPlan, seed: int
+) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
+    """Restores the newest readable checkpoint of `folder` into `state`; that and its content, or None.
 
     A corrupt file is warned of and the one before it is taken. Raises UserError for a checkpoint of another run.
     """
@@ -148,11 +156,12 @@ def resume_latest(folder: Path, state: TrainState, plan: RunPlan, seed: int) -> 
         except UserError as error:
             logger.warning("%s Taking the checkpoint before it.", error)
             continue
-        restore(content, state, plan, seed, path, remedy=_AFRESH)
-        return path
+        # Often the weights to begin with are those of this folder: what begins anew there would move them away.
+        restore(content, state, plan, seed, path, AFRESH if is_training_state(content, plan) else ELSEWHERE)
+        return path, content
     if paths:
         raise UserError(f"TRAIN.AUTO_RESUME: no checkpoint in {folder} can be read; move them away to start afresh.")
-    return None
+    return None, None
 
 
 def read_state(path: Path | str, world: World, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
@@ -176,7 +185,7 @@ def is_training_state(content: Any, plan: RunPlan) -> bool:
 
 
 def restore(
-    content: dict[str, Any], state: TrainState, plan: RunPlan, seed: int, path: Path | str, remedy: str = _WEIGHTS_ONLY
+    content: dict[str, Any], state: TrainState, plan: RunPlan, seed: int, path: Path | str, remedy: str = WEIGHTS_ONLY
 ) -> None:
     """Puts everything back in place. Raises UserError, naming what differs and the remedy, for another run's."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -199,7 +208,7 @@ def restore(
     if content["scaler_state"] and state.scaler.is_enabled():
         state.scaler.load_state_dict(content["scaler_state"])
     state.guard.load_state_dict(content["guard_state"])
-    state.step = content["step"]
+    state.step, state.held = content["step"], content.get("held", {})
     for name, value in content["meters"].items():
         state.meters[name].copy_(value)
 

@@ -30,6 +30,8 @@ class TrainState:
     step: int = 0
     meters: dict[str, torch.Tensor] = field(default_factory=dict)
     """Sums of the running epoch, for its log line; scalars on the training device."""
+    held: dict[str, str] = field(default_factory=dict)
+    """Digests of what the files held that the run was made from, by the keys that name them; see `same_run`."""
 
 
 UNSAID = {"DATA_LOADER.DROP_LAST": True}
@@ -60,6 +62,7 @@ def facts(state: TrainState, plan: RunPlan, cfg: CfgNode) -> dict[str, Any]:
         "scaler_state": state.scaler.state_dict(),
         "guard_state": state.guard.state_dict(),
         "meters": state.meters,
+        "held": state.held,
         "cfg": cfg.dump(),
     }
 

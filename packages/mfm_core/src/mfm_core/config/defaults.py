@@ -21,7 +21,7 @@ _C.TASK = ""
 _C.OUTPUT_DIR = "."
 # Seeds weights, order, augmentation, masks and drop path.
 _C.RNG_SEED = 1
-# Processes on this machine, one GPU each. Without GPUs one process runs, unless DEVICE is cpu.
+# Processes on this machine, one GPU each. Without GPUs one process runs, unless DEVICE is cpu. 0 computes on the CPU.
 _C.NUM_GPUS = 1
 # Machines.
 _C.NUM_SHARDS = 1

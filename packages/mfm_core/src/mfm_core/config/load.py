@@ -6,6 +6,7 @@ YAML is loaded safely and never executed; `_BASE_` inherits from other files (fv
 from __future__ import annotations
 
 import ast
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from mfm_core.config.tables import CHOICES, NULLABLE, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
 from mfm_core.paths import is_remote, local_path
 from mfm_core.registry import suggest
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> CN:
@@ -38,6 +41,17 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> CN:
     for key, value in zip(overrides[::2], overrides[1::2]):
         set_key(cfg, known, key, value, where="command line: ")
     cfg.freeze()
+    return cfg
+
+
+def stored_config(text: str) -> CN:
+    """The configuration that a run has left as YAML; keys that are newer are at their defaults, older ones left out."""
+    cfg = get_cfg()
+    known = dict(flatten(cfg))
+    for key, value in flatten(yaml.safe_load(text)):
+        if key in known:
+            section, _, name = key.rpartition(".")
+            (value_of(cfg, section) if section else cfg)[name] = tuple(value) if type(known[key]) is tuple else value
     return cfg
 
 
@@ -166,7 +180,30 @@ class _Files(CN):
     def _open_cfg(cls, filename: str) -> IO[str]:
         """fvcore puts the folder of the file in front of an address it does not know as one."""
         address = re.search(r"[A-Za-z0-9+.-]+://.*", filename)
-        return open(local_path(address[0] if address else filename, "--cfg"), encoding="utf-8")
+        path = local_path(address[0] if address else filename, "--cfg")
+        with open(path, encoding="utf-8") as file:
+            _look_for_repeats(yaml.compose(file, Loader=yaml.SafeLoader), where=f"{filename}: ")
+        return open(path, encoding="utf-8")
+
+
+def _look_for_repeats(node: yaml.Node | None, where: str, prefix: str = "") -> None:
+    """Of what stands twice in a file YAML drops the first without a word: a section is refused, a key is warned of.
+
+    Some of PySlowFast's files have keys twice; there, too, the last counts.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        return
+    earlier: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if name in earlier:
+            key_before, value_before = earlier[name]
+            lines = f"lines {key_before.start_mark.line + 1} and {key.start_mark.line + 1}"
+            if isinstance(value, yaml.MappingNode) or isinstance(value_before, yaml.MappingNode):
+                raise UserError(f"{where}the section {name} stands twice ({lines}); put its keys together.")
+            logger.warning("warning: %s%s stands twice (%s); the last counts.", where, name, lines)
+        earlier[name] = key, value
+        _look_for_repeats(value, where, f"{name}.")
 
 
 def _read_yaml(path: str) -> dict:

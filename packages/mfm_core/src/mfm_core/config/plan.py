@@ -95,6 +95,11 @@ def task_of(cfg: CfgNode) -> str:
     return "pretrain" if cfg.MODEL.MODEL_NAME == "MaskMViT" else "finetune"
 
 
+def device_of(cfg: CfgNode) -> str:
+    """auto | cpu | cuda: DEVICE, where NUM_GPUS 0 does not ask for the CPU, as PySlowFast's does."""
+    return "cpu" if cfg.DEVICE == "auto" and cfg.NUM_GPUS == 0 else cfg.DEVICE
+
+
 def trains(cfg: CfgNode) -> bool:
     """Whether the run trains: TRAIN.ENABLE, and a task that has something to train."""
     return cfg.TRAIN.ENABLE and cfg.TASK not in (*UNTRAINED_TASKS, "visualise")

@@ -30,6 +30,10 @@ class PathTable(Sequence[str]):
     def __getitem__(self, index: int) -> str:
         return os.path.join(self.root, self.relative(index))
 
+    def content(self) -> bytes:
+        """Equal for tables of the same paths from their roots on, wherever these are."""
+        return self._bytes.tobytes() + self._ends.tobytes()
+
     def relative(self, index: int) -> str:
         """The path from the root on, with `/`."""
         if not -len(self) <= index < len(self):

@@ -109,7 +109,8 @@ class RunLog:
     def __init__(
         self, folder: Path | None, first_step: int = 0, rewind: bool = False, mirror: Mirror | None = None
     ) -> None:
-        """first_step: how many steps are done. rewind: what was logged of later ones is undone and will come again.
+        """first_step: how many steps are done, -1 where nothing is continued. rewind: what was logged of later
+        ones is undone and will come again.
 
         mirror: keeps a copy of the folder elsewhere.
         """
@@ -239,14 +240,14 @@ class RunLog:
 
 def rewind_log(path: Path, step: int) -> None:
     """Moves the lines of steps and epochs after `step`, and of an `UNFINISHED` one, from the log to log_undone.jsonl:
-    each is there once.
+    each is there once. A step below 0 moves all lines: they are of a run that is not continued.
 
     Raises UserError where the folder cannot be written.
     """
     if not path.is_file():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    undone = [_step_of(line) > step for line in lines]
+    undone = [step < 0 or _step_of(line) > step for line in lines]
     if any(undone):
         beside = path.with_name("log_undone.jsonl")
         before = beside.read_bytes() if beside.is_file() else b""
@@ -270,8 +271,10 @@ def _now() -> str:
 
 
 def _last_epoch(path: Path) -> int:
-    if not path.is_file():
-        return -1
-    lines = [line for line in path.read_text().splitlines() if '"epoch"' in line and line.endswith("}")]
-    epochs = [line["epoch"] for line in map(json.loads, lines) if line["kind"] == "epoch"]
-    return epochs[-1] if epochs else -1
+    """The epoch of the last epoch line, -1 where there is none; lines that are damaged say nothing."""
+    last = -1
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            last = int(record["epoch"]) if record["kind"] == "epoch" else last
+    return last

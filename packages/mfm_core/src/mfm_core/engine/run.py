@@ -6,7 +6,6 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -16,19 +15,11 @@ from fvcore.common.config import CfgNode
 from timm.utils import ModelEmaV3
 
 from mfm_core.checkpoint.init_from import init_from
-from mfm_core.checkpoint.resume import (
-    is_training_state,
-    machines_of,
-    newest_checkpoint,
-    read_state,
-    restore,
-    resume_latest,
-    set_aside,
-)
+from mfm_core.checkpoint.resume import machines_of, newest_checkpoint
 from mfm_core.checkpoint.saver import saver_from_cfg
 from mfm_core.checkpoint.state import TrainState
-from mfm_core.config import RunPlan, plan_run, validate
-from mfm_core.config.plan import UNTRAINED_TASKS, task_of, trains
+from mfm_core.config import plan_run, validate
+from mfm_core.config.plan import UNTRAINED_TASKS, device_of, task_of, trains
 from mfm_core.data.loader import build_loader, death_of_worker
 from mfm_core.data.sampler import TrainSampler
 from mfm_core.engine.dry_run import describe_run
@@ -37,9 +28,9 @@ from mfm_core.engine.log import RunLog, prepare_folder, setup_logging
 from mfm_core.engine.one_writer import only_writer
 from mfm_core.engine.precision import choose_precision
 from mfm_core.engine.randomness import seed_everything
+from mfm_core.engine.start import Setup, begin, clear_away
 from mfm_core.engine.trainer import Settings, Trainer
 from mfm_core.errors import UserError
-from mfm_core.interfaces import Task
 from mfm_core.mirror import Mirror
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
@@ -55,37 +46,21 @@ TaskBuilder = Callable[[CfgNode, World, str], object]
 """(configuration, world, precision) to a `Task`."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What is decided before a run trains or evaluates.
-
-    cfg, task, plan: what is run. world: this process. folder: where it writes. precision: fp32 | bf16 | fp16. warnings:
-    of the configuration. mirror: what the folder is copied to, where OUTPUT_DIR is an address.
-    """
-
-    cfg: CfgNode
-    task: Task
-    plan: RunPlan
-    world: World
-    folder: Path
-    precision: str
-    warnings: list[str]
-    mirror: Mirror | None = None
-
-
 def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
     """Runs one process of `cfg` and returns the exit code.
 
     0: done, or stopped at TRAIN.STOP_STEP. 2: a user's error. 75: a signal stopped it and it has saved.
     """
     try:
-        world = join_world(cfg.DEVICE, cfg.DIST.TIMEOUT)
+        world = join_world(device_of(cfg), cfg.DIST.TIMEOUT)
         if not cfg.TRAIN.AUTO_RESUME and is_restart(world):  # "begin anew" was for the first start
             cfg = changed(cfg, "TRAIN.AUTO_RESUME", True)
         mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
         cfg = working_in(mirror.folder, cfg) if mirror else cfg
         folder = prepare_folder(cfg.OUTPUT_DIR)
-        if not trains(cfg):
+        if trains(cfg):
+            prepare_folder(str(folder / "checkpoints"))  # not when training is done
+        else:
             folder = _folder_of_test(cfg, folder)
         with only_writer(folder, world, cfg.DIST.TIMEOUT):
             return _run(cfg, build_task, world, mirror, folder)
@@ -211,7 +186,8 @@ def build_trainer(setup: Setup) -> Trainer:
             name: torch.zeros((), dtype=torch.float64, device=world.device) for name in ("loss", "steps", "clipped")
         },
     )
-    notes = [f"strategy: {strategy.name}", *_restore(cfg, state, plan, folder)]
+    restored = begin(setup, state)
+    notes = [f"strategy: {strategy.name}", *restored.notes]
     if plan.left_out:
         why = "AUG.REPEATED_SAMPLER" if plan.repetitions > 1 else "DATA_LOADER.DROP_LAST False takes all"
         notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time ({why})")
@@ -224,11 +200,11 @@ def build_trainer(setup: Setup) -> Trainer:
             f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
             "one folder that all machines share."
         )
-    notes += _set_aside(cfg, state, folder / "checkpoints")
-    # What a run that begins anew finds is another's, its numbers before training too.
-    done = state.step if state.step or cfg.TRAIN.AUTO_RESUME else -1
+    notes += clear_away(cfg, world, folder, restored.continued)
+    # What a run that continues nothing finds is another's, the numbers before training too.
+    done = state.step if restored.continued else -1
     log = RunLog(folder if world.is_main else None, done, rewind=True, mirror=setup.mirror)
-    _log_start(setup, log, notes, summary)
+    _log_start(setup, log, notes, summary, restored.warnings)
     sampler = TrainSampler(plan.cut, world.rank, world.size, cfg.RNG_SEED, repetitions=plan.repetitions)
     pin_memory = cfg.DATA_LOADER.PIN_MEMORY and world.device.type == "cuda"
     stepped = torch.compile(model) if cfg.TRAIN.COMPILE else model
@@ -247,42 +223,6 @@ def build_trainer(setup: Setup) -> Trainer:
     )
 
 
-def _restore(cfg: CfgNode, state: TrainState, plan: RunPlan, folder: Path) -> list[str]:
-    """Continues this folder's run, or another's, or takes weights; what was done, in lines for the log."""
-    if cfg.TRAIN.AUTO_RESUME:
-        path = resume_latest(folder / "checkpoints", state, plan, cfg.RNG_SEED)
-        if path is not None:
-            return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
-    path = cfg.TRAIN.CHECKPOINT_FILE_PATH
-    if not path:
-        return []
-    if not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
-        content = read_state(path, state.strategy.world)
-        if is_training_state(content, plan):
-            restore(content, state, plan, cfg.RNG_SEED, path)
-            return [f"continuing from {path} (step {state.step} of {plan.total_steps})"]
-    whole = state.strategy.whole(state.model)
-    report = init_from(whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH)
-    for model in (state.model, state.average) if state.average is not None else (state.model,):
-        state.strategy.load_model(model, whole.state_dict())
-    return [f"weights from {path}", *report.lines()]
-
-
-def _set_aside(cfg: CfgNode, state: TrainState, folder: Path) -> list[str]:
-    """Where the run does not continue what is in its folder, moves that away, once all processes have read from it."""
-    if cfg.TRAIN.AUTO_RESUME:
-        return []
-    world, moved, problem = state.strategy.world, None, None
-    try:
-        moved = set_aside(folder, cfg.TRAIN.CHECKPOINT_FILE_PATH if state.step else "") if world.is_main else None
-    except OSError as error:
-        problem = f"TRAIN.AUTO_RESUME False: the old checkpoints in {folder} cannot be moved away ({error.strerror})."
-    problem = world.from_main(problem)
-    if problem is not None:
-        raise UserError(problem)
-    return [f"begins anew: the checkpoints of the run before lie in {moved}"] if moved else []
-
-
 def _summary(setup: Setup) -> list[str]:
     """The table of the dry run, where LOG_MODEL_INFO wants it; the model is still in one piece."""
     cfg, task, world = setup.cfg, setup.task, setup.world
@@ -291,9 +231,10 @@ def _summary(setup: Setup) -> list[str]:
     return describe_run(task.model, task.summary_input, cfg, setup.plan, setup.precision, world.device.type).lines()
 
 
-def _log_start(setup: Setup, log: RunLog, notes: list[str], summary: list[str]) -> None:
-    """What is run, with what and where; notes: what was restored."""
-    cfg, task, plan, world, warnings = setup.cfg, setup.task, setup.plan, setup.world, setup.warnings
+def _log_start(setup: Setup, log: RunLog, notes: list[str], summary: list[str], more: list[str]) -> None:
+    """What is run, with what and where; notes: what was restored. more: what to warn of about that."""
+    cfg, task, plan, world = setup.cfg, setup.task, setup.plan, setup.world
+    warnings = [*setup.warnings, *more]
     if not world.is_main:
         return
     for line in summary:
@@ -349,12 +290,12 @@ def _evaluate_only(setup: Setup) -> int:
         raise UserError(
             "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
         )
-    report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
+    report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True, cfg=cfg)
     lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; it cannot be tested by this config.")
     log = RunLog(setup.folder if world.is_main else None, mirror=setup.mirror)
-    _log_start(setup, log, [f"testing {path}", *report.lines()], _summary(setup))
+    _log_start(setup, log, [f"testing {path}", *report.lines()], _summary(setup), report.warnings)
     model = task.model.to(world.device).eval()
     log.epoch(0, 0, task.evaluate(model, plan.epochs, last=True))
     for name, thing, caption in task.pictures(model, plan.epochs, last=True):

@@ -65,7 +65,8 @@ class JsonLines:
 class TensorBoard:
     """TensorBoard's event file of a run; imported only when one is opened.
 
-    All methods raise `UserError` where the disk does not take it. `reopen` starts another file then.
+    All methods raise `UserError` where the disk does not take it. `reopen` starts another file then. No folder is taken
+    whose name is not UTF-8: TensorBoard encodes it so.
     """
 
     def __init__(self, folder: str | PathLike[str], purge_step: int | None = None) -> None:
@@ -87,6 +88,9 @@ class TensorBoard:
             yield
         except OSError as error:
             raise UserError(f"{self.folder}: TensorBoard cannot write there ({error.strerror or error})") from None
+        except UnicodeEncodeError:
+            why = "TensorBoard writes to no folder whose name is not UTF-8 in this locale"
+            raise UserError(f"{self.folder}: {why}; choose another OUTPUT_DIR") from None
 
     def scalars(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
         """Writes the numbers among `values` at `step` as `prefix/name`; `None` and text are left out."""

@@ -31,7 +31,7 @@ def vit_from_cfg(cfg: CfgNode, size: Grid) -> VisionTransformer:
                 f"{key} {n} is not a whole number of patches: MVIT.PATCH_KERNEL {list(kernel)}, PATCH_STRIDE "
                 f"{list(stride)}, PATCH_PADDING {list(padding)}."
             )
-    width, depth, heads = SIZES.get(cfg.MVIT.SIZE, (cfg.MVIT.EMBED_DIM, cfg.MVIT.DEPTH, cfg.MVIT.NUM_HEADS))
+    width, depth, heads = size_from_cfg(cfg)
     if width % heads:
         raise UserError(f"MVIT.EMBED_DIM {width} cannot be divided over MVIT.NUM_HEADS {heads}.")
     return VisionTransformer(
@@ -52,6 +52,11 @@ def vit_from_cfg(cfg: CfgNode, size: Grid) -> VisionTransformer:
         key_bias=cfg.MVIT.KEY_BIAS,
         sincos_first=cfg.MVIT.SINCOS_FIRST,
     )
+
+
+def size_from_cfg(cfg: CfgNode) -> tuple[int, int, int]:
+    """Width, depth and heads, by the name of the size or one by one."""
+    return SIZES.get(cfg.MVIT.SIZE, (cfg.MVIT.EMBED_DIM, cfg.MVIT.DEPTH, cfg.MVIT.NUM_HEADS))
 
 
 def positions_from_cfg(cfg: CfgNode, width: int, axes: int) -> str:

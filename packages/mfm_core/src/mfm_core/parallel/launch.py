@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -18,6 +19,9 @@ import torch.multiprocessing as mp
 
 from mfm_core.errors import UserError
 from mfm_core.parallel.signals import EXIT_AGAIN, SIGNALS
+
+_PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 
 
 def local_processes(num_gpus: int, device_choice: str) -> int:
@@ -83,7 +87,7 @@ def launch(
         while not context.join():
             pass
     except KeyboardInterrupt:  # the terminal has told the processes, too
-        for process in context.processes:
+        for process in multiprocessing.active_children():
             process.join(10.0)
             process.kill()
         return 130
@@ -143,8 +147,18 @@ def _worker(
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))  # of nested levels, the first
+    _end_with_parent()
     code = function(*args)
     if code == EXIT_AGAIN:  # of all processes; the first to leave makes torch end the others, which do so already
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if code:
         sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    """Makes the run save and leave where the process that started it dies, as far as the system can.
+
+    torch asks for SIGINT then, which a shell makes the jobs of its scripts ignore: they would train on, out of sight.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mfm_core.errors import UserError
+from mfm_core.interfaces import BadFile
 
 logger = logging.getLogger(__name__)
+
+
+class SavedFeatures(NamedTuple):
+    """features (N, D) and labels (N,), and the files that could not be read and are not among them."""
+
+    features: Tensor
+    labels: Tensor
+    bad: list[BadFile]
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -30,15 +39,16 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_features(path: Path, features: Tensor, labels: Tensor, identity: Mapping[str, Any]) -> None:
-    """Writes features (N, D) and labels (N,) with what identifies them, whole or not at all.
+def save_features(path: Path, found: SavedFeatures, identity: Mapping[str, Any]) -> None:
+    """Writes features with what identifies them, whole or not at all.
 
     Raises UserError where the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        tensors = {"features": features.contiguous(), "labels": labels.contiguous()}
-        save_file(tensors, temporary, metadata={"identity": _text(identity)})
+        tensors = {"features": found.features.contiguous(), "labels": found.labels.contiguous()}
+        bad = json.dumps([[file.path, file.reason] for file in found.bad])
+        save_file(tensors, temporary, metadata={"identity": _text(identity), "bad": bad})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
@@ -46,16 +56,18 @@ def save_features(path: Path, features: Tensor, labels: Tensor, identity: Mappin
         raise UserError(f"Cannot write {path}: {line}. Free the disk or change OUTPUT_DIR.") from None
 
 
-def load_features(path: Path, identity: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """The features and labels at `path`; None where there are none, or those of something else, or a damaged file."""
+def load_features(path: Path, identity: Mapping[str, Any]) -> SavedFeatures | None:
+    """What was saved at `path`; None where there is nothing, or what is of something else, or a damaged file."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("identity") != _text(identity):
+            metadata = file.metadata() or {}
+            if metadata.get("identity") != _text(identity):
                 return None
-            return file.get_tensor("features"), file.get_tensor("labels")
-    except (OSError, SafetensorError) as error:
+            bad = [BadFile(*pair) for pair in json.loads(metadata["bad"])]
+            return SavedFeatures(file.get_tensor("features"), file.get_tensor("labels"), bad)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         logger.warning("warning: %s cannot be read (%s); its features are taken anew.", path, error)
         return None
 

@@ -15,7 +15,7 @@ from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch
 from mfm_core.parallel.world import World
-from mfm_core.tasks.datasets import DataSet
+from mfm_core.tasks.datasets import DataSet, remarks
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.shown import Drawn
 
@@ -47,11 +47,12 @@ class ClassificationTask:
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
         self._loaders: list[Loader | PastLoader] = []
         self.val_loader: Loader | None = None
+        self.warnings: list[str] = []
         if self.train_set is not None:
             classes = self.train_set.listing.classes
             check_classes(cfg, len(classes))
             self.val_loader = self.loader(modality.eval_set(cfg, "val", classes))
-        self.warnings: list[str] = []
+            self.warnings += remarks(self.train_set, self.val_loader.dataset)
 
     def eval_loaders(self) -> list[Loader | PastLoader]:
         """The validation files', and what else was looked at."""

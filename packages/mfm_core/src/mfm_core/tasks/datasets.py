@@ -33,6 +33,8 @@ class Listing(Protocol):
     classes: Sequence[str]
     origin: str
     """The folder or the list that it was read from."""
+    remark: str
+    """What to know of how its files were found, as what `origin` "has" or "is"; "" for nothing."""
 
 
 class DataSet(Protocol):
@@ -43,6 +45,11 @@ class DataSet(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: SampleKey) -> Sample: ...
+
+
+def remarks(*sets: DataSet) -> list[str]:
+    """What to know of how their files were found, in sentences."""
+    return [f"{it.listing.origin} {it.listing.remark}." for it in sets if it.listing.remark]
 
 
 class TrainSet(Protocol):

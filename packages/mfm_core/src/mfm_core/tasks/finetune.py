@@ -60,7 +60,7 @@ class FinetuneTask(ClassificationTask):
         """
         if epoch == 0 or not is_due(epoch, self.cfg.TRAIN.EVAL_PERIOD, last):
             return {}
-        values = self._accuracy(model, self.val_loader) if self.val_loader else {}
+        values = self._accuracy(model, self.val_loader) if self.val_loader is not None else {}
         return values | self._finish(model, values) if last else values
 
     def _finish(self, model: nn.Module, known: dict[str, float]) -> dict[str, float]:

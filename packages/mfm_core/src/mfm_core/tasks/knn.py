@@ -21,8 +21,8 @@ from mfm_core.objective import FrozenEncoder
 from mfm_core.parallel.world import World
 from mfm_core.probe.features import collect
 from mfm_core.probe.knn import shared_knn_accuracy
-from mfm_core.probe.store import load_features, save_features, weights_digest
-from mfm_core.tasks.datasets import Listing
+from mfm_core.probe.store import SavedFeatures, load_features, save_features, weights_digest
+from mfm_core.tasks.datasets import Listing, remarks
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.shown import Drawn
 
@@ -33,7 +33,7 @@ class KnnTask:
     """Classifies the validation files by their neighbours among the training files; both seen as in evaluation.
 
     The features go to features_train.safetensors and features_val.safetensors beside the log, and come from there where
-    the weights, the model, the files' paths and everything else that makes them are the same.
+    the weights, the model, the files and everything else that makes them are the same.
     """
 
     def __init__(self, cfg: CfgNode, world: World, precision: str, modality: Modality) -> None:
@@ -52,7 +52,7 @@ class KnnTask:
         self.loaders = {"train": eval_loader(cfg, neighbours, world), "val": eval_loader(cfg, queries, world)}
         self.model: FrozenEncoder = modality.build_model(cfg)
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
-        self.warnings: list[str] = []
+        self.warnings = remarks(neighbours, queries)
 
     def eval_loaders(self) -> list[Loader]:
         """Both sets'."""
@@ -77,20 +77,23 @@ class KnnTask:
 
     def features(self, model: nn.Module, split: str, weights: str) -> tuple[Tensor, Tensor]:
         """Features (N, D) and labels (N,) of a split, on the CPU of every process; from the file where it has them."""
-        path = Path(self.cfg.OUTPUT_DIR) / f"features_{split}.safetensors"
-        identity = self.identity(self.loaders[split].dataset.listing, weights)
+        path, loader = Path(self.cfg.OUTPUT_DIR) / f"features_{split}.safetensors", self.loaders[split]
+        identity = self.identity(loader.dataset.listing, weights) if self.world.is_main else {}
+        identity = self.world.from_main(identity)
         saved = load_features(path, identity) if self.cfg.KNN.REUSE_FEATURES else None
         if all(self.world.gather(saved is not None)):
-            logger.info("features of %s: %d read from %s", split, len(saved[0]), path)
-            return saved
-        found = collect(model, self.loaders[split], self.world.device, self.autocast())
+            logger.info("features of %s: %d read from %s", split, len(saved.features), path)
+            loader.bad.update((file.path, file) for file in saved.bad)
+            return saved.features, saved.labels
+        found = collect(model, loader, self.world.device, self.autocast())
+        bad = {file.path: file for files in self.world.gather(list(loader.bad.values())) for file in files}
         if self.world.is_main:
-            save_features(path, *found, identity)
+            save_features(path, SavedFeatures(*found, list(bad.values())), identity)
             logger.info("features of %s: %d saved in %s", split, len(found[0]), path)
         return found
 
     def identity(self, listing: Listing, weights: str) -> dict[str, Any]:
-        """Everything that the features of `listing` depend on; not what its files contain."""
+        """Everything that the features of `listing` depend on; of what its files contain, size and time of change."""
         cfg = self.cfg
         root = Path(listing.paths.root).resolve()  # of a list's videos it is not the list's folder: DATA.PATH_PREFIX
         names = "\0".join(os.path.join(root, listing.paths.relative(i)) for i in range(len(listing.paths)))
@@ -99,6 +102,7 @@ class KnnTask:
             "folder": str(Path(listing.origin).resolve()),
             "files": len(listing.paths),
             "names": _digest(names.encode("utf-8", "surrogateescape")),
+            "changed": _digest(np.array([_state_of(path) for path in listing.paths], np.int64).tobytes()),
             "labels": _digest(np.asarray(listing.labels, dtype=np.int64).tobytes()),
             "classes": list(self.classes),
             "seen": self.modality.seen_as(cfg),
@@ -107,6 +111,15 @@ class KnnTask:
             "model": {"MODEL.ARCH": cfg.MODEL.ARCH, "MVIT": dict(cfg.MVIT), "RESNET": dict(cfg.RESNET)},
             "precision": self.precision,
         }
+
+
+def _state_of(path: str) -> tuple[int, int]:
+    """Size in bytes and time of change in ns, by which a file that was mended or replaced is another one."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _digest(content: bytes) -> str:

@@ -15,7 +15,6 @@ from mfm_core.interfaces import Batch
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
-from mfm_core.tasks.datasets import Listing
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.monitor import Monitor
 from mfm_core.tasks.periods import is_due
@@ -42,9 +41,9 @@ class PretrainTask:
             what = f"features and pictures are of training {self.modality.noun}"
             yield f"{self.cfg.DATA.PATH_TO_DATA_DIR} has no val: no validation loss or k-NN, and {what}."
         queries = self.monitor.query_loader
-        for listing in [self.train_set.listing, *([queries.dataset.listing] if queries else [])]:
+        for listing in [self.train_set.listing, *([queries.dataset.listing] if queries is not None else [])]:
             if not listing.classes[0] or len(listing.classes) < 2 and listing is self.train_set.listing:
-                yield f"{listing.origin} {_why_unclassed(listing)}, so there is no accuracy of k-NN."
+                yield f"{listing.origin} {listing.remark or 'is of one class'}, so there is no accuracy of k-NN."
                 return
 
     def prepare(self, batch: Batch) -> Batch:
@@ -106,9 +105,3 @@ class PretrainTask:
     def file_name(self, index: int) -> str:
         """The path of training file `index`."""
         return self.train_set.listing.paths[index]
-
-
-def _why_unclassed(listing: Listing) -> str:
-    if listing.classes[0]:
-        return "is of one class"
-    return "has no labels" if listing.origin.endswith(".csv") else "has no class folders: all below it is taken"

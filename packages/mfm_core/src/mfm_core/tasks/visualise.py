@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.resume import newest_checkpoint
 from mfm_core.config import pictures_of, validate
-from mfm_core.config.plan import task_of
+from mfm_core.config.plan import device_of, task_of
 from mfm_core.data.loader import death_of_worker, eval_loader
 from mfm_core.data.seeding import derive_seed
 from mfm_core.engine.log import prepare_folder, setup_logging
@@ -43,7 +43,7 @@ def visualise(cfg: CfgNode, modality: Modality) -> int:
     try:
         if number_of("RANK", 0):
             return 0
-        device, mirror = choose_device(cfg.DEVICE), None
+        device, mirror = choose_device(device_of(cfg)), None
         if is_remote(cfg.OUTPUT_DIR):
             mirror = Mirror(cfg.OUTPUT_DIR)
             mirror.fetch()
@@ -69,7 +69,10 @@ def visualise(cfg: CfgNode, modality: Modality) -> int:
 def _draw_all(cfg: CfgNode, modality: Modality, folder: Path, device: torch.device) -> None:
     model = modality.build_model(cfg).to(device).eval()
     path, notes = _load_weights(cfg, model, folder)
-    classes = modality.classes(cfg) if cfg.DATA.PATH_TO_DATA_DIR else ()
+    classes = modality.classes(cfg) if _reads_data(cfg) else ()
+    if cfg.DATA.PATH_TO_DATA_DIR and not _reads_data(cfg):
+        lacking = "no names of classes, and no neighbours"
+        logger.warning("warning: DATA.PATH_TO_DATA_DIR %s does not exist: %s.", cfg.DATA.PATH_TO_DATA_DIR, lacking)
     studio = Studio(cfg, model, _shown(cfg, modality, classes), classes, device)
     painters = {"reconstruction": _reconstruction, "neighbours": _neighbours}
     pictures = []
@@ -100,7 +103,7 @@ def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[str,
         raise UserError(
             f"TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR {folder} has no checkpoints; name the weights to show."
         )
-    report = init_from(model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True)
+    report = init_from(model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True, cfg=cfg)
     lacking = report.missing + report.other_shape
     kinds = HEADS_NEEDED & set(_kinds(cfg))
     if lacking and kinds:
@@ -110,15 +113,23 @@ def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[str,
         )
     for line in [f"weights from {path}", *report.lines()]:
         logger.info("%s", line)
+    for warning in report.warnings:
+        logger.warning("warning: %s", warning)
     return path, [f"Not in the checkpoint, and not needed here: {', '.join(lacking)}"] if lacking else []
 
 
 def _kinds(cfg: CfgNode) -> list[str]:
     """As configured; "all" leaves neighbours out where there are no training images to search."""
     kinds = pictures_of(cfg)
-    if list(cfg.PICTURE.KIND) == ["all"] and not cfg.DATA.PATH_TO_DATA_DIR:
+    if list(cfg.PICTURE.KIND) == ["all"] and not _reads_data(cfg):
         kinds.remove("neighbours")
     return kinds
+
+
+def _reads_data(cfg: CfgNode) -> bool:
+    """Whether there is a data folder to read, or must be: it may be on another machine where PICTURE.INPUT is shown."""
+    folder = cfg.DATA.PATH_TO_DATA_DIR
+    return bool(folder) and (not cfg.PICTURE.INPUT or is_remote(folder) or Path(folder).is_dir())
 
 
 def _shown(cfg: CfgNode, modality: Modality, classes: tuple[str, ...]) -> Shown:

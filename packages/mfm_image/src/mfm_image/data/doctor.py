@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,20 +19,23 @@ from mfm_core.data.listing import UNLABELLED, PathTable
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile
 from mfm_image.data.decode import ImageReader, UnreadableImage
-from mfm_image.data.folder import class_images, find_classes
+from mfm_image.data.folder import class_files, find_classes, is_image
 
 SPEED_SAMPLE = 256
 """Images that are timed in one process."""
+UNREAD = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
+"""Endings of images that no run reads."""
 
 
 class SplitCount(NamedTuple):
-    """How many images a split holds: in all, and in its smallest and largest class."""
+    """How many images a split holds: in all, and in its smallest and largest class; what to know of its classes."""
 
     split: str
     images: int
     classes: int
     smallest: tuple[str, int]
     largest: tuple[str, int]
+    remark: str
 
 
 @dataclass
@@ -38,14 +43,16 @@ class DoctorReport:
     """What was found; lists hold the first few of what `..._total` counts.
 
     widths, heights: (min, median, max) in pixels of the readable images. modes: PIL's names with their counts.
+    others: the files beside them that are not taken for images, by their endings.
     duplicates: groups of files with the same content; conflicts_total: how many of these groups lie in more than one
     class; leaks: (train file, val file) pairs of those.
     speed: images per second, read and decoded in full size, in one process; pool_speed: with `workers` processes.
     """
 
     root: str
-    splits: list[SplitCount]
+    splits: list[SplitCount] = field(default_factory=list)
     checked: int = 0
+    others: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     unreadable: list[BadFile] = field(default_factory=list)
     unreadable_total: int = 0
@@ -73,10 +80,12 @@ class DoctorReport:
             (rarest, fewest), (commonest, most) = s.smallest, s.largest
             classes = f"in {s.classes} classes, from {fewest} ({rarest}) to {most} ({commonest}) per class"
             text.append(f"{s.split}: {s.images} images {classes if rarest else 'without classes'}")
+            text += [f"{s.split} {s.remark}"] if s.remark else []
         text.append(f"checked {self.checked} of {sum(s.images for s in self.splits)} files")
+        text += [f"other files, which are not read: {_counts(self.others)}"] if self.others else []
         text.append("width  min {} median {} max {}".format(*self.widths))
         text.append("height min {} median {} max {}".format(*self.heights))
-        text.append("modes  " + ", ".join(f"{mode} {count}" for mode, count in self.modes.items()))
+        text.append(f"modes  {_counts(self.modes)}")
         text.append(f"decoding {self.speed:.0f} images/s in one process" + self._pool_speed())
         text += [f"PROBLEM {problem}" for problem in self.problems]
         text += listing("unreadable", self.unreadable_total, [f"{b.path}: {b.reason}" for b in self.unreadable])
@@ -91,6 +100,10 @@ class DoctorReport:
 
     def _pool_speed(self) -> str:
         return f", {self.pool_speed:.0f} with {self.workers} processes" if self.workers else ""
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in numbers.items())
 
 
 def check_folder(
@@ -108,45 +121,62 @@ def check_folder(
     Raises:
         UserError: where there is nothing to check: no folder, no train split, no classes, no images.
     """
-    splits, table, first_val, problems = _survey(Path(root), needs_labels)
+    report = DoctorReport(str(root), workers=workers)
+    table, first_val = _survey(report, Path(root), needs_labels)
     if not len(table):
         raise UserError(f"there is no image in {root}; put images into {root}/train/<class>/")
     chosen = np.arange(len(table))
     if limit is not None and limit < len(table):
         chosen = np.unique(np.linspace(0, len(table) - 1, limit).astype(np.int64))
-    report = DoctorReport(str(root), splits, checked=len(chosen), problems=problems, workers=workers)
+    report.checked = len(chosen)
     _time_one_process(report, table, chosen[:SPEED_SAMPLE])
     findings = _examine(report, table, chosen, workers, listed)
     _find_duplicates(report, table, chosen, findings, first_val, listed)
     return report
 
 
-def _survey(root: Path, needs_labels: bool) -> tuple[list[SplitCount], PathTable, int, list[str]]:
-    """Counts per split, the files of all (train first, relative to the root), where those of val begin, problems."""
-    counts: list[SplitCount] = []
-    problems: list[str] = []
+def _survey(report: DoctorReport, root: Path, needs_labels: bool) -> tuple[PathTable, int]:
+    """Counts per split; the files of all (train first, relative to the root), and where those of val begin."""
     names: list[str] = []
     first_val, train_classes = 0, None
     for split in ("train", "val"):
         if split == "val":
             first_val = len(names)
             if not (root / split).is_dir():
-                problems += [f"{root} has no val/: nothing to evaluate on"] if needs_labels else []
+                report.problems += [f"{root} has no val/: nothing to evaluate on"] if needs_labels else []
                 break
-        folder, found = find_classes(root, split, needs_labels, train_classes)
-        images = {name: class_images(folder, name) for name in found}
+        folder, found, remark = find_classes(root, split, needs_labels, train_classes)
+        images = {}
+        for name in found:
+            files = class_files(folder, name)
+            images[name] = [path for path in files if is_image(path)]
+            report.others.update(_ending(path) for path in files if not is_image(path))
         above = "" if folder == root else f"{split}/"
         names += [above + path for paths in images.values() for path in paths]
         sizes = {name: len(paths) for name, paths in images.items()}
         smallest, largest = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
-        counts.append(
-            SplitCount(split, sum(sizes.values()), len(sizes), (smallest, sizes[smallest]), (largest, sizes[largest]))
-        )
-        problems += [f"the class folder {folder / name} holds no image" for name, n in sizes.items() if not n]
-        if train_classes is not None:
-            problems += [f"val has the class {name}, which train lacks" for name in images if name not in train_classes]
+        ends = ((smallest, sizes[smallest]), (largest, sizes[largest]))
+        report.splits.append(SplitCount(split, sum(sizes.values()), len(sizes), *ends, "" if needs_labels else remark))
+        report.problems += [f"{folder} {remark}"] if needs_labels and remark else []
+        report.problems += [f"the class folder {folder / name} holds no image" for name, n in sizes.items() if not n]
+        if needs_labels and train_classes is not None:
+            unknown = [name for name in found if name not in train_classes]
+            report.problems += [f"val has the class {name}, which train lacks" for name in unknown]
         train_classes = tuple(found)
-    return counts, PathTable(root, names), first_val, problems
+    report.problems += _unread(report.others)
+    return PathTable(root, names), first_val
+
+
+def _ending(path: str) -> str:
+    """In lower case, with its dot."""
+    return os.path.splitext(path)[1].lower() or "none"
+
+
+def _unread(others: Mapping[str, int]) -> list[str]:
+    """What is wrong where files are images of formats that are not read."""
+    images = {ending: count for ending, count in others.items() if ending in UNREAD}
+    total = sum(images.values())
+    return [f"{total} images are not read ({_counts(images)}); convert them, to JPEG or PNG"] if images else []
 
 
 class _Findings(NamedTuple):
@@ -210,7 +240,7 @@ def _find_duplicates(
     groups = [chosen[rows[group]] for group in equal_groups(findings.digest[rows])]
     report.duplicates_total = len(groups)
     report.duplicates = [[table.relative(int(i)) for i in group] for group in groups[:listed]]
-    labelled = report.splits[0].smallest[0] not in UNLABELLED
+    labelled = all(split.smallest[0] not in UNLABELLED for split in report.splits)
     for group in groups:
         if labelled:
             report.conflicts_total += len({table.relative(int(i)).split("/")[1] for i in group}) > 1

@@ -9,6 +9,7 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from mfm_core.data.listing import UNLABELLED, PathTable, class_names, draw_share
 from mfm_core.data.seeding import derive_seed
 from mfm_core.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What counts as an image file, in any case."""
 
 
@@ -48,9 +49,9 @@ class ImageFolder:
     ) -> None:
         if not 0 < fraction <= 1:
             raise UserError(f"the fraction of labels must be in (0, 1], not {fraction}")
-        self.folder, found = find_classes(root, split, needs_labels, classes)
+        self.folder, found, self.remark = find_classes(root, split, needs_labels, classes)
         self.origin = str(self.folder)
-        self.classes = tuple(classes) if classes is not None else tuple(found)
+        self.classes = tuple(found if classes is None or tuple(found) == UNLABELLED else classes)
         require_known(found, self.classes, self.folder)
         index = {name: i for i, name in enumerate(self.classes)}
         names: list[str] = []
@@ -100,13 +101,22 @@ def split_folder(root: str | Path, split: str) -> Path:
     return folder
 
 
+class Split(NamedTuple):
+    """The folder of a split, its class folders, sorted, and what to know of them: "" or what `folder` "has" or "is"."""
+
+    folder: Path
+    classes: list[str]
+    remark: str
+
+
 def find_classes(
     root: str | Path, split: str, needs_labels: bool = True, classes: Sequence[str] | None = None
-) -> tuple[Path, list[str]]:
-    """The folder of a split and its class folders, sorted.
+) -> Split:
+    """Finds a split, and its classes.
 
-    Where no labels are needed, all images below a folder without class folders are of one class, `UNLABELLED`; those
-    of val/ are where those of train/ are (`classes`); and without train/ and val/ all below `root` are training images.
+    Where no labels are needed, all images below a folder that is not divided into class folders are of one class,
+    `UNLABELLED`; so are those of val/ where those of train/ are (`classes`), or where it has other classes; and without
+    train/ and val/ all below `root` are training images.
 
     Raises:
         UserError: where the folder or split is missing, or has no class folders.
@@ -114,16 +124,48 @@ def find_classes(
     root = Path(root)
     bare = root.is_dir() and not (root / "train").exists() and not (root / "val").exists()
     if not needs_labels and split == "train" and bare:
-        return root, list(UNLABELLED)
+        return Split(root, list(UNLABELLED), _UNDIVIDED)
     folder = split_folder(root, split)
-    unlabelled = not subfolders(folder) if classes is None else tuple(classes) == UNLABELLED
-    if not needs_labels and unlabelled:
-        return folder, list(UNLABELLED)
-    return folder, class_names(folder)
+    found = class_names(folder) if needs_labels else subfolders(folder)
+    loose = _loose(folder) if found else ""
+    if needs_labels:
+        return Split(folder, found, f"{loose}, which are left out" if loose else "")
+    remark = _why_unlabelled(found, loose, classes)
+    return Split(folder, list(UNLABELLED) if remark else found, remark)
+
+
+_UNDIVIDED = "has no class folders: all below it is taken"
+
+
+def _why_unlabelled(found: Sequence[str], loose: str, classes: Sequence[str] | None) -> str:
+    """Why the class folders that were found are not classes, or "" where they are."""
+    if not found:
+        return _UNDIVIDED
+    if loose:
+        return f"{loose}: all below it is taken"
+    unknown = sorted(set(found) - set(found if classes is None else classes))
+    return f"has the class {unknown[0]}, which the training split lacks" if unknown else ""
+
+
+def _loose(folder: Path) -> str:
+    """How many images lie in the folder itself, in words; "" where there is none."""
+    with os.scandir(folder) as entries:
+        count = sum(is_image(entry.name) and not entry.is_dir() for entry in entries)
+    return f"has {count} image{'s' * (count > 1)} outside of class folders" if count else ""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is taken for an image, by its name."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def class_images(folder: Path, name: str) -> list[str]:
     """The image files of class `name` at any depth, sorted, as `name/...` with `/`; of "", all below the folder."""
+    return [path for path in class_files(folder, name) if is_image(path)]
+
+
+def class_files(folder: Path, name: str) -> list[str]:
+    """The same of all files that are not hidden, whatever they are."""
     try:
         return sorted(_walk(os.path.join(folder, name), f"{name}/" if name else "", frozenset()))
     except OSError as error:
@@ -131,17 +173,16 @@ def class_images(folder: Path, name: str) -> list[str]:
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
-    """Yields image files below `folder`, after `prefix`; a link back to a folder above it is not followed."""
+    """Yields files below `folder`, after `prefix`; a link back to a folder above it is not followed."""
     subfolders = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            is_image = entry.name.lower().endswith(EXTENSIONS)
             # is_dir() reads the directory entry; only a symbolic link costs a system call
             if entry.is_dir():
                 subfolders.append(entry.name)
-            elif is_image:
+            else:
                 yield f"{prefix}{entry.name}"
     if subfolders:
         above = above | {os.path.realpath(folder)}

@@ -62,6 +62,7 @@ class VideoList:
     ) -> None:
         self.paths, self.labels, self.classes, self.origin = paths, labels, tuple(classes), origin
         self.lines, self.problems = lines, problems or {}
+        self.remark = "has no labels" if self.classes == UNLABELLED else ""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -72,6 +72,8 @@ AUG.NUM_SAMPLE = 1
 AUG.REPEATED_SAMPLER = 1
 # Strength of brightness, contrast and saturation jitter; None is off. RandAugment replaces it.
 AUG.COLOR_JITTER = 0.4
+# ours: it does not replace it, but follows it (mmpretrain's MaskFeat).
+AUG.COLOR_JITTER_ON_TOP = False
 # Augmentation policy in timm's notation; ra_M_N (ours) is torchvision's RandAugment, magnitude M of N; "" is off.
 AUG.AA_TYPE = "rand-m9-mstd0.5-inc1"
 AUG.INTERPOLATION = "bicubic"
@@ -88,6 +90,8 @@ AUG.MASK_TYPE = ""
 AUG.MASK_RATIO = 0.0
 # Largest block, or face of a cube (ours), in tokens of where it is drawn; None is no bound.
 AUG.MAX_MASK_PATCHES_PER_BLOCK = None
+# ours: MaskFeat's blocks go on until that share is hidden exactly (mmpretrain); else ten vain attempts end a mask.
+AUG.MASK_EXACT = False
 # Video: what is hidden is hidden all the time (tubes), or whole frames are.
 AUG.MASK_TUBE = False
 AUG.MASK_FRAMES = False

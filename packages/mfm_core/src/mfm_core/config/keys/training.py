@@ -67,7 +67,7 @@ TRAIN.CHECKPOINT_KEEP = 0
 TRAIN.CHECKPOINT_FORMAT = "consolidated"
 # ours: write checkpoints while training goes on, from a copy in main memory.
 TRAIN.CHECKPOINT_ASYNC = False
-# Continue from the newest checkpoint in OUTPUT_DIR. False begins anew; checkpoints that are there go to before_N.
+# Continue from the newest checkpoint in OUTPUT_DIR. False begins anew; checkpoints and pictures there go to before_N.
 TRAIN.AUTO_RESUME = True
 # Start from these weights.
 TRAIN.CHECKPOINT_FILE_PATH = ""
@@ -83,7 +83,8 @@ TRAIN.PRECISION = "auto"
 TRAIN.COMPILE = False
 # ours: decay of an exponential moving average of the weights, which evaluation then uses; 0 is none.
 TRAIN.EMA_DECAY = 0.0
-# A loss above this multiple of its running mean never reaches the weights; 0 is off.
+# A loss above this multiple of its running mean never reaches the weights; 0 is off. The mean is over some 50 losses,
+# where PySlowFast's is over five: while the loss falls quickly, one factor lets more pass here.
 TRAIN.KILL_LOSS_EXPLOSION_FACTOR = 0.0
 # ours: what such a step does, stop | skip.
 TRAIN.EXPLOSION = "stop"
