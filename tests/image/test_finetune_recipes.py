@@ -413,6 +413,7 @@ SHRUNK = [
     *TINY,
     *("MVIT.SIZE", "", "MODEL.NUM_CLASSES", "3"),
     *("TEST.RESIZE_SIZES", "[]", "TRAIN.STOP_STEP", "1", "KNN.K", "[20]"),
+    *("TRAIN.MIXED_PRECISION", "False"),
 ]
 """A run of one step on three classes."""
 
