@@ -93,6 +93,7 @@ def test_finetuning(name, recipe):
             "MIXUP.ALPHA": mixup,
             "MIXUP.CUTMIX_ALPHA": cutmix,
             "MIXUP.SWITCH_PROB": 0.5,
+            "MIXUP.PARTNER": "random",
             "MIXUP.LABEL_SMOOTH_VALUE": recipe["model"]["head"]["loss"]["label_smooth_val"],
             "MIXUP.LABEL_SMOOTH_OVER": "all",
             "AUG.AA_TYPE": f"rand-m{augment['magnitude_level']}-mstd{augment['magnitude_std']}-inc1",

@@ -114,6 +114,7 @@ def test_finetuning(name, recipe):
             "MIXUP.CUTMIX_ALPHA": cutmix["alpha"],
             "MIXUP.PROB": 1.0,
             "MIXUP.SWITCH_PROB": 0.5,
+            "MIXUP.PARTNER": "random",
             "MIXUP.LABEL_SMOOTH_VALUE": head["label_smooth_eps"],
             "MODEL.NUM_CLASSES": head["num_classes"],
             "MODEL.DROPOUT_RATE": head["dropout_ratio"],
