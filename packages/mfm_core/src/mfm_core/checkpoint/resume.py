@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from mfm_core.checkpoint.sharded import load_parts
 from mfm_core.checkpoint.state import FORMAT, UNSAID, TrainState, identity
 from mfm_core.config.plan import RunPlan
 from mfm_core.errors import UserError
+from mfm_core.parallel.agree import counted, require_alike, together
 from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
 AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
 ELSEWHERE = "take another OUTPUT_DIR"
 WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
-_BEFORE = "before_"
+_BEFORE = re.compile(r"before_(\d+)")
 _NAME = re.compile(rf"checkpoint_(epoch|step)_(\d+)(\.pyth|{re.escape(REPLACED)}|)")
 
 
@@ -134,8 +136,8 @@ def move_aside(folder: Path, paths: list[Path]) -> Path | None:
     """Moves what lies in `folder` to another before_N inside; returns that, or None where there is nothing."""
     if not paths:
         return None
-    numbers = (int(path.name.removeprefix(_BEFORE)) for path in folder.glob(f"{_BEFORE}[0-9]*"))
-    aside = folder / f"{_BEFORE}{1 + max(numbers, default=0)}"
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := _BEFORE.fullmatch(path.name))]
+    aside = folder / f"before_{1 + max(numbers, default=0)}"
     aside.mkdir()
     for path in paths:
         path.rename(aside / path.name)
@@ -147,9 +149,11 @@ def resume_latest(
 ) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
     """Restores the newest readable checkpoint of `folder` into `state`; that and its content, or None.
 
-    A corrupt file is warned of and the one before it is taken. Raises UserError for a checkpoint of another run.
+    One that any process cannot read is warned of and all take the one before it. Raises UserError for a checkpoint of
+    another run, and where the processes see different ones.
     """
     paths = list_checkpoints(folder, plan)
+    _require_same(paths, folder, state.strategy.world)
     for path in paths:
         try:
             content = read_state(path, state.strategy.world, "TRAIN.AUTO_RESUME")
@@ -165,18 +169,29 @@ def resume_latest(
 
 
 def read_state(path: Path | str, world: World, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
-    """What a file holds; of a folder, which all processes read and look through together, all but the parts.
+    """What a file holds; of a folder, which all processes look through together, all but the parts. All call.
 
-    Raises UserError for what is missing or damaged.
+    Raises UserError, on all of them, for what is missing or damaged where one looks.
     """
+    return together(partial(_read, path, world, key), world)
+
+
+def _read(path: Path | str, world: World, key: str) -> Any:
     if not is_folder(path):
         return load_file_state(str(path), key)
     content = load_facts(Path(path), key)
     own = dict(sorted(content["files"].items())[world.rank :: world.size])
-    wrong = [name for found in world.gather(damaged(Path(path), own)) for name in found]
-    if wrong:
+    if wrong := damaged(Path(path), own):
         raise UserError(f"{key}: the checkpoint {path} is corrupt: {wrong[0]} is missing or not what was written.")
     return content
+
+
+def _require_same(paths: list[Path], folder: Path, world: World) -> None:
+    """Raises UserError, on all processes, where they see different checkpoints in OUTPUT_DIR."""
+    names = [path.name for path in paths]
+    facts = {"newest": next(iter(names), "none"), "number": counted(len(names), " ".join(names).encode())}
+    remedy = f"OUTPUT_DIR {folder.parent} must be one folder that all machines share"
+    require_alike(facts, world, "The processes found different checkpoints", remedy)
 
 
 def is_training_state(content: Any, plan: RunPlan) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -25,6 +26,7 @@ from mfm_core.config import RunPlan
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Task
 from mfm_core.mirror import Mirror
+from mfm_core.parallel.agree import require_alike, together
 from mfm_core.parallel.world import World
 
 
@@ -67,6 +69,8 @@ def begin(setup: Setup, state: TrainState) -> Restored:
         content = read_state(path, state.strategy.world)
         if is_training_state(content, plan):
             restore(content, state, plan, cfg.RNG_SEED, path)
+            problem, remedy = "The processes would continue from different checkpoints", f"all need the same {path}"
+            require_alike({"step": str(state.step)}, setup.world, problem, remedy)
             return _continued(setup, state, content, path, WEIGHTS_ONLY)
     state.held = _training_files(setup)
     if not path:
@@ -77,7 +81,7 @@ def begin(setup: Setup, state: TrainState) -> Restored:
             "there; choose another OUTPUT_DIR."
         )
     whole = state.strategy.whole(state.model)
-    report = init_from(whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH, cfg=cfg)
+    report = together(partial(init_from, whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH, cfg=cfg), setup.world)
     for model in (state.model, state.average) if state.average is not None else (state.model,):
         state.strategy.load_model(model, whole.state_dict())
     if setup.world.is_main:
