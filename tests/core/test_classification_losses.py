@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from golden_cases import cases, load_case
 from timm.data import Mixup
 
-from mfm_core.data.mixing import Mixer, cut_box, kept_share, mix_images, mix_targets
-from mfm_core.losses.classification import CLASS_LOSSES, binary_cross_entropy, smooth_labels, soft_cross_entropy
+from mfm_core.data.mixing import PARTNERS, Mixer, cut_box, kept_share, mix_images, mix_targets
+from mfm_core.losses.classification import (
+    CLASS_LOSSES,
+    binary_cross_entropy,
+    probabilities,
+    smooth_labels,
+    soft_cross_entropy,
+)
 
 
 def found(kind: str):
@@ -43,14 +49,14 @@ def test_bce_and_targets_of_coincheung(folder):
             box = cut_box(share, (row, column), *image.shape[-2:])
             share = kept_share(box, *image.shape[-2:])
         assert share == pytest.approx(about["results"][kind]["own_label_weight"], abs=1e-6)
-        mixer = Mixer(1.0, 1.0, partner="next")
-        mixed = mix_images(image, mixer._partners(image), share, box)
+        order = PARTNERS["next"](len(image))
+        mixed = mix_images(image, image[order], share, box)
         close(mixed, io[f"out_{kind}_image"])
-        targets[kind] = mix_targets(smoothed, mixer._partners(smoothed), share)
+        targets[kind] = mix_targets(smoothed, smoothed[order], share)
         close(targets[kind], io[f"out_{kind}_target"])
         # the training task smooths what is already mixed: the same
         plain = F.one_hot(labels, about["classes"]).float()
-        later = smooth_labels(mix_targets(plain, mixer._partners(plain), share), about["label_smoothing"], "others")
+        later = smooth_labels(mix_targets(plain, plain[order], share), about["label_smoothing"], "others")
         close(later, io[f"out_{kind}_target"])
     for kind, target in targets.items():
         loss, gradient = loss_and_gradient(binary_cross_entropy, logits, target)
@@ -82,7 +88,7 @@ def test_smoothing_of_mmpretrain(folder):
 def test_targets_of_mfm(folder):
     case, io = load_case(folder)
     one_hot = F.one_hot(io["in_ft_labels"], io["in_ft_logits"].shape[1]).float()
-    mixed = mix_targets(one_hot, Mixer(1.0, 1.0)._partners(one_hot), float(io["in_ft_lambda"]))
+    mixed = mix_targets(one_hot, one_hot[PARTNERS["reverse"](len(one_hot))], float(io["in_ft_lambda"]))
     recipes = case["config"]["recipes"]
     amount = next(r["merged_config"]["MODEL"]["LABEL_SMOOTHING"] for name, r in recipes.items() if "finetune" in name)
     target = smooth_labels(mixed, amount)
@@ -127,6 +133,15 @@ def test_mixup_is_timms(smoothing):
     assert 4 < cut < 16
 
 
+def test_probabilities_are_those_that_the_loss_is_of():
+    logits, target = torch.randn(4, 5), torch.randint(5, (4,))
+    softmax, sigmoid = (probabilities(logits, name) for name in ("soft_cross_entropy", "bce"))
+    torch.testing.assert_close(-softmax.gather(1, target[:, None]).log().mean(), soft_cross_entropy(logits, target))
+    one_hot = F.one_hot(target, 5).bool()
+    expected = -torch.where(one_hot, sigmoid, 1 - sigmoid).log().mean()
+    torch.testing.assert_close(expected, binary_cross_entropy(logits, target))
+
+
 def test_cutmix_cuts_what_its_authors_cut():
     """The whole box, and one clipped by a corner, with a side of odd length rounded down to an even one."""
     assert cut_box(0.75, (20, 30), 40, 60) == (10, 30, 15, 45)
@@ -151,3 +166,24 @@ def test_partners(partner, order):
     assert target[0, order[0]] == pytest.approx(1 - share) if order[0] else share == 1
     torch.testing.assert_close(mixed, images(5) * share + images(5)[order] * (1 - share))
     torch.testing.assert_close(target, share * torch.eye(5) + (1 - share) * torch.eye(5)[order])
+
+
+@pytest.mark.parametrize("alphas", [(8.0, 0.0), (0.0, 8.0)])
+def test_random_partners(alphas):
+    """mmpretrain's: one permutation for images and targets, another one in each batch, the same for the same seed."""
+    orders = []
+    for seed in (0, 0, 1):
+        np.random.seed(1)
+        torch.manual_seed(seed)
+        mixed, target = Mixer(*alphas, partner="random")(images(), torch.eye(6))
+        torch.manual_seed(seed)
+        order = torch.randperm(6)
+        share = float(target.diagonal().min())  # that of an image drawn for itself is 1
+        torch.testing.assert_close(target, share * torch.eye(6) + (1 - share) * torch.eye(6)[order])
+        if alphas[0]:
+            torch.testing.assert_close(mixed, images() * share + images()[order] * (1 - share))
+        else:
+            changed = mixed != images()
+            assert changed.any() and torch.equal(mixed[changed], images()[order][changed])
+        orders.append(order.tolist())
+    assert orders[0] == orders[1] != orders[2]

@@ -58,14 +58,6 @@ def test_pyslowfast_keys_and_defaults():
         assert ours[key] == default and type(ours[key]).__name__ == about["type"], key
 
 
-def test_our_files_name_a_folder_each():
-    """A run of one does not find another's. PySlowFast's files, and bases, write to where one is."""
-    files = [p for p in CONFIGS.glob("**/*.yaml") if p.parent.name not in ("masked_ssl", "video")]
-    files = [path for path in files if not path.stem.endswith("base")]
-    folders = {path: load_config(str(path)).OUTPUT_DIR for path in files}
-    assert "." not in folders.values() and len(set(folders.values())) == len(folders), folders
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_pyslowfast_files_load(name, tmp_path):
     cfg = dict(flatten(load_config(str(recipe(name, tmp_path)))))
@@ -271,6 +263,11 @@ def test_lists_of_another_length_are_refused(key):
         (["MASK.METHOD", "mae"], "MASK.DECODER_DEPTH"),
         (["MASK.METHOD", "mff"], "MASK.DECODER_DEPTH"),
         ([*MAE, "MASK.MAE_RND_MASK", "True", "AUG.MASK_TYPE", "block"], "MASK.MAE_RND_MASK"),
+        (["MASK.INIT", "mae"], "MASK.INIT mae is no start of maskfeat's; it takes pyslowfast, mmpretrain."),
+        (
+            [*MAE, "MASK.INIT", "mmpretrain"],
+            "MASK.INIT mmpretrain is no start of mae's; it takes mae, mae_priv, pyslow",
+        ),
         (["SOLVER.LR_REFERENCE_BATCH", "256"], "SOLVER.BASE_LR_SCALE_NUM_SHARDS False"),
         (["TEST.RESIZE_SIZES", "[256, 200]"], "TEST.RESIZE_SIZES has 200, which is below DATA.TEST_CROP_SIZE 224"),
     ],
@@ -447,6 +444,14 @@ def test_keys_of_video_masks_that_act_are_not_warned_of():
     assert validate(load_config(CUBES, ["AUG.MASK_TYPE", "random", "MASK.COUNT", "hidden"])) == usual
 
 
+def test_keys_of_mmpretrain_that_act_are_not_warned_of():
+    exact = ["AUG.MASK_EXACT", "True", "MASK.INIT", "mmpretrain"]
+    assert validate(load_config(IMAGE, exact)) == validate(load_config(IMAGE))
+    assert validate(load_config(CUBES, ["MASK.INIT", "mmpretrain"])) == validate(load_config(CUBES))
+    on_top = ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.COLOR_JITTER", "0.3", "MVIT.HEAD_INIT_NORM_BIAS", "0.0"]
+    assert validate(load_config(FINETUNE, on_top)) == validate(load_config(FINETUNE))
+
+
 def test_keys_of_views_that_act_are_not_warned_of():
     usual = validate(load_config(DEMO_CLIPS))
     keys = ["TEST.NUM_TEMPORAL_CLIPS", "[5]", "TEST.NUM_SPATIAL_CROPS", "3", "DATA.USE_OFFSET_SAMPLING", "True"]
@@ -499,7 +504,13 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (IMAGE, ["MASK.DECODER_DEPTH", "4"]),
         (IMAGE, ["MASK.DECODER_NUM_HEADS", "4"]),
         (IMAGE, ["MASK.DECODER_CLS_TOKEN", "False"]),
-        (IMAGE, ["MASK.INIT", "mae_priv"]),
+        (MFM, ["MASK.INIT", "mae_priv"]),
+        (FINETUNE, ["MASK.INIT", "mmpretrain"]),
+        (IMAGE, ["AUG.MASK_EXACT", "True", *MAE]),
+        (IMAGE, ["AUG.MASK_EXACT", "True", "AUG.MASK_TYPE", "random"]),
+        (CUBES, ["AUG.MASK_EXACT", "True"]),
+        (MFM, ["AUG.MASK_EXACT", "True"]),
+        (FINETUNE, ["AUG.MASK_EXACT", "True"]),
         (IMAGE, ["MASK.COUNT", "hidden"]),
         (IMAGE, ["MASK.PIXEL_ORDER", "chw"]),
         (IMAGE, ["MASK.NORM_PRED_PIXEL", "False"]),
@@ -511,6 +522,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (IMAGE, ["MVIT.KEY_BIAS", "False", "MVIT.QKV_BIAS", "False"]),
         (IMAGE, ["DATA.TRAIN_CROP_PADDING", "8"]),
         (IMAGE, ["DATA.TRAIN_RESIZE_SHORT_SIDE", "256"]),
+        (IMAGE, ["DATA.TRAIN_CROP_CLAMP", "True", "DATA.TRAIN_CROP_TYPE", "padded"]),
         (FINETUNE, ["MASK.PIXEL_ORDER", "chw"]),
         (IMAGE, ["MIXUP.ENABLE", "True"]),
         (IMAGE, ["MODEL.NUM_CLASSES", "10"]),
@@ -551,6 +563,7 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (PROBE, ["MONITOR.NUM_PICTURES", "3"]),
         (DEMO_CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5", "TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
         (IMAGE, ["DATA.USE_OFFSET_SAMPLING", "True"]),
+        (IMAGE, ["DATA.ENSEMBLE_METHOD", "max"]),
         (CLIPS, ["TEST.NUM_ENSEMBLE_VIEWS", "5"]),
         (CLIPS, ["TEST.NUM_TEMPORAL_CLIPS", "[5]"]),
         *(
@@ -560,16 +573,22 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
                 ("TEST.NUM_ENSEMBLE_VIEWS", "5"),
                 ("TEST.NUM_TEMPORAL_CLIPS", "[5]"),
                 ("DATA.USE_OFFSET_SAMPLING", "True"),
+                ("DATA.ENSEMBLE_METHOD", "max"),
             )
         ),
         (KNN, ["DATA_LOADER.DROP_LAST", "False"]),
         (FINETUNE, ["DATA_LOADER.DROP_LAST", "False", "TRAIN.ENABLE", "False"]),
         (FINETUNE, ["AUG.COLOR_JITTER", "0.3"]),
+        (FINETUNE, ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.AA_TYPE", ""]),
+        (FINETUNE, ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.COLOR_JITTER", "None"]),
+        (FINETUNE, ["AUG.COLOR_JITTER_ON_TOP", "True", "AUG.ENABLE", "False"]),
         (FINETUNE, ["AUG.RE_PROB", "0.5", "AUG.ENABLE", "False"]),
         (FINETUNE, ["MIXUP.PROB", "0.5", "MIXUP.ENABLE", "False"]),
         (FINETUNE, ["MVIT.FRESH_NORM", "True", "MVIT.USE_MEAN_POOLING", "True"]),
         (FINETUNE, ["MVIT.HEAD_INIT_BIAS", "0.0", "MVIT.HEAD_INIT_STD", "0.0", "MODEL.ARCH", "resnet"]),
         (FINETUNE, ["SOLVER.COSINE_END_LR", "1e-5", "SOLVER.LR_POLICY", "constant"]),
+        (IMAGE, ["DATA.TRAIN_CROP_CLAMP", "True", "DATA.TRAIN_CROP_TYPE", "padded"]),
+        (IMAGE, ["MONITOR.PICTURE_PERIOD", "5", "MONITOR.NUM_PICTURES", "0"]),
         (FINETUNE, ["PROBE.LRS", "[0.1]"]),
         (FINETUNE, ["KNN.FEATURES", "cls"]),
         (FINETUNE, ["SOLVER.LARS_ADAPT_1D", "True"]),
@@ -596,6 +615,8 @@ def test_knn_of_a_pretraining_configuration_names_what_cannot_act_once():
         (FINETUNE, ["DATA.IN_VAL_CROP_RATIO", "0.9", "TEST.RESIZE_SIZES", "[235]"]),
         (IMAGE, ["MIXUP.LABEL_SMOOTH_ALWAYS", "True"]),
         (IMAGE, ["MVIT.HEAD_INIT_STD", "2e-5"]),
+        (IMAGE, ["MVIT.HEAD_INIT_NORM_BIAS", "0.0"]),
+        (FINETUNE, ["MVIT.HEAD_INIT_NORM_BIAS", "0.0", "MODEL.ARCH", "resnet"]),
         *((path, ["TEST.RESIZE_SIZES", "[235, 236]"]) for path in (IMAGE, PROBE, KNN)),
         (FINETUNE, ["TEST.RESIZE_SIZES", "[235, 236]", "TASK", "visualise"]),
     ],
@@ -644,3 +665,11 @@ def test_tables_name_keys_that_exist():
         assert set(table) <= set(known)
     for key, choices in CHOICES.items():
         assert known[key] in choices or key in ("MODEL.MODEL_NAME", "MODEL.ARCH"), key  # which must be given
+
+
+@pytest.mark.parametrize("folder", ["mae", "mfm", "probe"])
+def test_each_recipe_has_a_folder_of_its_own(folder):
+    """So that one command after the other does not meet the checkpoints of another recipe."""
+    paths = [path for path in (CONFIGS / folder).glob("*.yaml") if not path.stem.endswith("base")]
+    folders = [load_config(str(path)).OUTPUT_DIR for path in paths]
+    assert len(set(folders)) == len(folders) > 5 and "." not in folders

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from torch.nn import functional as F
 
 from mfm_core.errors import UserError
@@ -19,6 +19,7 @@ from mfm_core.report import figures
 from mfm_core.report.curves import LINE_COLOURS, Series, line_chart, thin
 from mfm_core.report.glyphs import hog_glyphs
 from mfm_core.report.html import write_report
+from mfm_core.report.lettering import lettered, shortened
 from mfm_core.report.panels import denormalise, masked_image, save_png, sheet
 from mfm_core.report.runs import read_run
 from mfm_core.report.style import CSS
@@ -107,6 +108,24 @@ def test_sheet_has_a_panel_for_each_image(tmp_path, size, side):
 def test_sheet_scales_to_the_largest():
     page = sheet([[np.zeros((64, 64, 3), np.uint8), np.zeros((256, 256, 3), np.uint8)]], ["a", "b"])
     assert page.width > 512
+
+
+def drawn(text: str) -> bytes:
+    """The ink of a caption, as it is on a sheet."""
+    return np.asarray(sheet([[np.zeros((64, 64, 3), np.uint8)]], ["image"], [text]))[230:].tobytes()
+
+
+def test_captions_in_other_letters_than_ascii():
+    """Each name is told from others, not a row of boxes; what no face has stands there as its code."""
+    names = ["üñí", "üñì", "Ωμέγα", "кот", "文字", "文学", "a\udcff", "uni"]
+    assert len({drawn(name) for name in names}) == len(names)
+    assert lettered("文 кот\n\udcff", 15)[0] == r"\u6587 кот \udcff"
+    assert lettered("cat… 0.97 · dog", 15)[1].getname() == ImageFont.load_default(15).getname()
+
+
+def test_a_caption_in_other_letters_keeps_to_its_room():
+    text, font = lettered("Ёлка " * 40, 15)
+    assert font.getlength(shortened(text, font, 192)) <= 192 and shortened(text, font, 192).endswith("…")
 
 
 def test_png_that_cannot_be_written(tmp_path):

@@ -31,6 +31,7 @@ from mfm_core.parallel.launch import launch
 from mfm_image.entry import dry_run, main
 
 PRETRAIN = str(CONFIGS / "demo" / "pretrain.yaml")
+FINETUNE = str(CONFIGS / "demo" / "finetune.yaml")
 CLIPS = str(CONFIGS / "demo_video" / "pretrain.yaml")
 ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PICTURE_PERIOD", "0", "KNN.PERIOD", "0"]
 TWO_PROCESSES = ["DEVICE", "cpu", "NUM_GPUS", "2"]
@@ -117,6 +118,12 @@ class TestCommandLine:
 
         monkeypatch.setattr(run_net.importlib, "import_module", absent)
         assert "pip install packages/mfm_video" in error_of(["--cfg", CLIPS, "--dry-run"])
+
+    def test_a_description_of_what_the_run_would_refuse(self, photo_folder, error_of):
+        """A job would find out behind its queue."""
+        command = ["--cfg", FINETUNE, "--dry-run", "DATA.PATH_TO_DATA_DIR", str(photo_folder), "TRAIN.BATCH_SIZE", "8"]
+        assert "MODEL.NUM_CLASSES is 10" in error_of([*command, "MODEL.NUM_CLASSES", "10"])
+        assert run_net.main([*command, "MODEL.NUM_CLASSES", "3"]) == 0
 
     @pytest.mark.parametrize("command", ["doctor", "--dry-run", "visualise"])
     def test_an_interruption_shows_no_traceback(self, command, monkeypatch, capsys):

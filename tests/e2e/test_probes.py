@@ -204,7 +204,6 @@ class TestKnn:
                 ["TEST.RESIZE_SIZES", "[40]"],
                 ["DATA.TEST_INTERPOLATION", "bilinear"],
                 ["DATA.MEAN", "[0.5, 0.5, 0.5]"],
-                ["MVIT.NUM_HEADS", "3"],
                 ["TRAIN.PRECISION", "bf16"],
             ):
                 with pytest.raises(AssertionError, match="an image was read"):

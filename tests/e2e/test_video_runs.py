@@ -48,7 +48,7 @@ def multiview(kind, data, output, weights, *overrides):
 
 
 def scores_by_hand(cfg, data, weights, num_clips):
-    """(videos, classes) sums of softmax, view by view, of frames that PyAV reads one after the other."""
+    """(videos, views, classes) softmax, view by view, of frames that PyAV reads one after the other."""
     model = build_model(cfg)
     init_from(model, str(weights), min_match=1.0)
     mean, std = (torch.tensor(cfg.DATA[key])[:, None, None, None] for key in ("MEAN", "STD"))
@@ -61,14 +61,14 @@ def scores_by_hand(cfg, data, weights, num_clips):
             frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
         assert frames.shape == (FRAMES, 32, 40, 3)
         video = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 255
-        total = torch.zeros(3)
+        views_of_it = []
         for clip in range(num_clips):
             start = even_start(FRAMES, length, clip, num_clips, cfg.DATA.USE_OFFSET_SAMPLING)
             chosen = (video[:, clip_indices(ClipSpec(*spec), start, FRAMES, FPS)] - mean) / std
             for left in lefts:
                 with torch.no_grad():
-                    total += model.eval()(chosen[None, ..., left : left + 32])[0].softmax(0)
-        found.append(total)
+                    views_of_it.append(model.eval()(chosen[None, ..., left : left + 32])[0].softmax(0))
+        found.append(torch.stack(views_of_it))
     return torch.stack(found)
 
 
@@ -84,7 +84,7 @@ def test_from_pretraining_to_the_test(kind, trained_clips, only_tests, tmp_path,
     labels, tops = torch.arange(5) % 3, {}
     for clips in CLIPS[kind][0]:
         result, names = load_scores(tmp_path / f"test_scores_{clips}.safetensors")
-        expected = scores_by_hand(cfg, only_tests, weights, clips)
+        expected = scores_by_hand(cfg, only_tests, weights, clips).sum(dim=1)
         torch.testing.assert_close(result.scores, expected, rtol=0, atol=2e-6)
         assert torch.equal(result.labels, labels) and names == [f"test_{i}.mp4" for i in range(5)]
         assert result.views.tolist() == [clips * CLIPS[kind][1]] * 5
@@ -100,6 +100,20 @@ def test_from_pretraining_to_the_test(kind, trained_clips, only_tests, tmp_path,
     assert counted == {"class 0": 2, "class 1": 2, "class 2": 1} and "missing_videos" not in tables
     page = (tmp_path / "report.html").read_text()
     assert "per cent of each true class" in page and "clips of a video" in page
+
+
+def test_the_largest_probability_of_any_view(trained_clips, only_tests, tmp_path):
+    """DATA.ENSEMBLE_METHOD max: other scores than the sums, in the file and in the accuracy."""
+    weights = trained_clips("vit")
+    cfg = multiview("vit", only_tests, tmp_path, weights, "DATA.ENSEMBLE_METHOD", "max")
+    assert main(cfg) == 0
+    (line,) = log_of(tmp_path, "epoch")
+    for clips in CLIPS["vit"][0]:
+        result, _ = load_scores(tmp_path / f"test_scores_{clips}.safetensors")
+        expected = scores_by_hand(cfg, only_tests, weights, clips).amax(dim=1)
+        torch.testing.assert_close(result.scores, expected, rtol=0, atol=2e-6)
+        top1 = 100 * float((expected.argmax(1) == torch.arange(5) % 3).float().mean())
+        assert line[f"test_top1/clips_{clips}"] == pytest.approx(top1)
 
 
 @pytest.mark.parametrize("kind", CLIPS)
@@ -146,8 +160,8 @@ def test_the_workers_of_a_test_end_with_it(trained_clips, only_tests, tmp_path, 
     alive = []
     evaluate = views.evaluate_views
 
-    def counted(*arguments):
-        result = evaluate(*arguments)
+    def counted(*arguments, **keywords):
+        result = evaluate(*arguments, **keywords)
         alive.append(len(multiprocessing.active_children()) - before)
         return result
 

@@ -13,11 +13,16 @@ from photos import picture
 from PIL import Image
 from tiny_runs import assert_same, last_state, log_of, tiny_config
 
+from mfm_core.checkpoint.init_from import init_from
 from mfm_core.interfaces import SampleKey
 from mfm_core.objective import EncoderModel
+from mfm_core.report.panels import sheet
 from mfm_core.tasks.monitor import Monitor
+from mfm_core.tasks.shown import from_dataset
+from mfm_image.data.build import eval_dataset
 from mfm_image.entry import main
 from mfm_image.models import build_model
+from mfm_image.pictures import attention
 
 ONE_EPOCH = ["SOLVER.MAX_EPOCH", "1", "MONITOR.PERIOD", "0"]
 KINDS = {"pretrain": ["reconstruction", "attention", "neighbours"], "finetune": ["attention", "gradient", "neighbours"]}
@@ -77,12 +82,39 @@ def test_one_kind_of_a_nested_folder(trained, photo_folder, tmp_path, capsys):
     assert "3 of" in (tmp_path / "out" / "pictures.html").read_text()
 
 
-def test_one_file_without_a_data_folder(trained, tmp_path):
+@pytest.mark.parametrize("folder", ["", "/absent"])
+def test_one_file_without_a_data_folder(folder, trained, tmp_path, capsys):
     """All kinds but neighbours, which need training images."""
     kind, first = trained
     picture(5).save(tmp_path / "one.webp")
-    assert main(visualise(kind, "", tmp_path, "PICTURE.INPUT", tmp_path / "one.webp", *weights(first))) == 0
+    assert main(visualise(kind, folder, tmp_path, "PICTURE.INPUT", tmp_path / "one.webp", *weights(first))) == 0
     assert set(shapes(tmp_path)) == set(KINDS[kind]) - {"neighbours"}
+    assert ("DATA.PATH_TO_DATA_DIR /absent does not exist" in capsys.readouterr().out) is bool(folder)
+
+
+def test_what_a_classifier_says_of_a_class(trained, photo_folder, tmp_path, monkeypatch):
+    """Of one that answers each class by itself it is a sigmoid."""
+    kind, first = trained
+    if kind != "finetune":
+        pytest.skip("pre-training has no classes")
+    written = []
+
+    def spy(rows, titles, texts):
+        written.extend(texts)
+        return sheet(rows, titles, texts)
+
+    monkeypatch.setattr(attention, "sheet", spy)
+    keys = [*weights(first), "PICTURE.KIND", "gradient", "PICTURE.NUM_IMAGES", "1"]
+    for loss in ("cross_entropy", "bce"):
+        assert main(visualise(kind, photo_folder, tmp_path / loss, *keys, "MODEL.LOSS_FUNC", loss)) == 0
+    cfg = visualise(kind, photo_folder, tmp_path, *keys)
+    model = build_model(cfg).eval()
+    init_from(model, weights(first)[1])
+    image = from_dataset(eval_dataset(cfg, "val", ("apple", "bear", "cat")), 1).inputs
+    with torch.no_grad():
+        logits = model(image)
+    for (text, *_), said in zip(written, (logits.softmax(dim=1), logits.sigmoid())):
+        assert f", {float(said.max()):.0%} ·" in text
 
 
 def test_mistakes(trained, photo_folder, tmp_path, error_of):

@@ -186,13 +186,15 @@ def test_loss_reductions(folder):
         check_gradient(prediction.grad, io[f"out_red_{name}_grad"], tolerance, name)
 
 
-def official_model(backbone, target, reduction):
+def official_model(backbone, target, config):
+    assert tuple(backbone.patch_stride) == target.patch == (config["encoder_stride"],) * 2
+    variant = Variant(loss_gamma=config["loss_gamma"])
     return CorruptedPrediction(
         backbone=backbone,
         corruption=ClampedFilter(MEAN, STD),
         head=SeparateHeads(backbone.embed_dim, target.dim, norm=backbone.needs_norm),
         target=target,
-        loss=FrequencyDistance(backbone.grid, backbone.patch_stride, reduction),
+        loss=FrequencyDistance(backbone.grid, backbone.patch_stride, config["recover_target_type"], variant),
     )
 
 
@@ -221,7 +223,7 @@ def test_resnet(folder):
     size = (config["image_size"],) * 2
     backbone = ResNet(size, config["layers"], config["stem_channels"], config["stage_planes"])
     target = SpectrumTarget(backbone.patch_stride)
-    model = load(official_model(backbone, target, config["recover_target_type"]), folder)
+    model = load(official_model(backbone, target, config), folder)
     images, hidden = normalised(io["in_image"]), ~io["in_mask"].bool()
     masks = FrequencyMask(size, config["mask_radius"], 999, 0.5)
     kinds = {1: masks.low_pass, 0: masks.high_pass}
@@ -241,7 +243,7 @@ def test_resnet(folder):
     check_statistics(backbone, before, io, config["bn_momentum"])
     torch.testing.assert_close(target.to_images(output.prediction, images), io["out_train_pred"], **tolerance)
     torch.testing.assert_close(output.loss, io["out_train_loss"], **tolerance)
-    normal = FrequencyDistance(backbone.grid, backbone.patch_stride, "normal")
+    normal = FrequencyDistance(backbone.grid, backbone.patch_stride, "normal", model.loss.variant)
     loss = normal(output.prediction, output.target, hidden)
     torch.testing.assert_close(loss, io["out_train_loss_normal"], **tolerance)
     output.loss.backward()
@@ -281,7 +283,7 @@ def test_vit(folder):
         mlp_ratio=config["mlp_ratio"],
     )
     target = SpectrumTarget(patch)
-    model = load(official_model(backbone, target, config["recover_target_type"]), folder)
+    model = load(official_model(backbone, target, config), folder)
     images, hidden = normalised(io["in_image"]), ~io["in_mask"].bool()
     torch.testing.assert_close(model.corruption(images, hidden), io["out_encoder_input"], **tolerance)
     tokens = model.head.transforms[0](backbone.tokens(io["out_encoder_input"])[:, backbone.num_prefix_tokens :])
@@ -290,7 +292,8 @@ def test_vit(folder):
     output = model(images, hidden)
     torch.testing.assert_close(target.to_images(output.prediction, images), io["out_pred"], **tolerance)
     torch.testing.assert_close(output.loss, io["out_loss"], **tolerance)
-    normal = FrequencyDistance(backbone.grid, patch, "normal")(output.prediction, output.target, hidden)
+    normal = FrequencyDistance(backbone.grid, patch, "normal", model.loss.variant)
+    normal = normal(output.prediction, output.target, hidden)
     torch.testing.assert_close(normal, io["out_loss_normal"], **tolerance)
     output.loss.backward()
     width = config["embed_dim"]

@@ -53,6 +53,7 @@ def test_mae_priv(entry, request):
     assert {"small": "S", "base": "B"}[args["model"].split("_")[1]] == cfg.MVIT.SIZE
     assert not cfg.AUG.ENABLE and not cfg.MIXUP.ENABLE and args["train_interpolation"] == cfg.AUG.INTERPOLATION
     assert (cfg.PROBE.LAYER_NORM, cfg.PROBE.BATCH_NORM, cfg.PROBE.BATCH_NORM_EPS) == (False, True, 1e-5)
+    assert cfg.TRAIN.MIXED_PRECISION
 
 
 @pytest.mark.parametrize("folder", cases("mmpretrain/recipes"), ids=lambda p: p.name)
@@ -65,6 +66,7 @@ def test_mff(folder):
     assert (plan.batch_size, plan.epochs) == (theirs["total_batch"], theirs["max_epochs"])
     schedule, lr = schedule_of(cfg, 1), theirs["optimizer"]["lr"]
     assert (schedule.base, schedule.end, schedule.warmup_epochs) == (lr, cosine["eta_min"], warmup["end"])
+    assert theirs["amp"] == cfg.TRAIN.MIXED_PRECISION
     assert math.isclose(schedule.warmup_start, warmup["start_factor"] * lr)
     assert theirs["optimizer"]["type"] == "LARS" and cfg.SOLVER.OPTIMIZING_METHOD == "lars" and cfg.SOLVER.LARS_ADAPT_1D
     for key in ("momentum", "weight_decay"):
@@ -104,6 +106,7 @@ def test_mae_size(folder, size, name):
     assert total == theirs["total"] and trained == theirs["by_top_level_name"]["head"]
     cfg = recipe(f"mae_VIT_{size}")
     assert validate(cfg) == [] and schedule_of(cfg, 1).base == pytest.approx(0.1 * cfg.TRAIN.BATCH_SIZE / 256)
+    assert cfg.TRAIN.MIXED_PRECISION
 
 
 @pytest.mark.parametrize("folder", cases("mae_priv/model_stats"), ids=lambda p: p.name)

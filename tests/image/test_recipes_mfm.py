@@ -42,6 +42,7 @@ def test_values(name, recipe):
     assert list(cfg.SOLVER.BETAS) == train["OPTIMIZER"]["BETAS"]
     assert (train["WEIGHT_DECAY"], train["LAYER_DECAY"]) == (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.LAYER_DECAY)
     assert train["CLIP_GRAD"] == cfg.SOLVER.CLIP_GRAD_L2NORM
+    assert (theirs["AMP_OPT_LEVEL"] != "O0") == cfg.TRAIN.MIXED_PRECISION
     assert data["FILTER_TYPE"].replace("mfm", "frequency") == cfg.MFM.CORRUPTION
     if cfg.MFM.CORRUPTION == "frequency":
         ours = (cfg.MFM.LOW_PASS_RATIO, cfg.MFM.RADIUS, cfg.MFM.RADIUS_OUTER)
@@ -95,6 +96,7 @@ def test_values_of_the_other_implementation(theirs):
     assert cfg.SOLVER.COSINE_AFTER_WARMUP
     assert (arguments["epochs"], arguments["lr_warmup_epochs"]) == (cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.WARMUP_EPOCHS)
     assert arguments["clip_grad_norm"] == cfg.SOLVER.CLIP_GRAD_L2NORM
+    assert arguments["amp"] == cfg.TRAIN.MIXED_PRECISION
     assert (theirs["mask_rad"], theirs["loss_gamma"]) == (cfg.MFM.RADIUS, cfg.MFM.LOSS_GAMMA)
     model = meta_model(cfg)
     (group,), (expected,) = build_optimizer(model, cfg).param_groups, theirs["param_groups"]

@@ -78,7 +78,10 @@ def test_the_window_must_fit():
     TrainClipTransform(64, MEAN, STD, jitter=(40, 80), scale=(0.5, 1))
 
 
-@pytest.mark.parametrize("kind", [{"auto_augment": "rand-m7-n4-mstd0.5-inc1"}, {"color_jitter": 0.4}])
+BOTH = {"auto_augment": "rand-m7-n4-mstd0.5-inc1", "color_jitter": 0.4, "jitter_on_top": True}
+
+
+@pytest.mark.parametrize("kind", [{"auto_augment": "rand-m7-n4-mstd0.5-inc1"}, {"color_jitter": 0.4}, BOTH])
 def test_all_frames_are_changed_alike(kind):
     """A clip that stands still still does."""
     transform = TrainClipTransform(32, MEAN, STD, flip=0.0, **RELATIVE, **kind)
@@ -90,6 +93,12 @@ def test_all_frames_are_changed_alike(kind):
         assert torch.equal(clip, clip[:, :1].expand_as(clip))
         changed += not torch.equal(clip, plain.apply(frames, crop))
     assert changed > 8
+
+
+def test_colour_jitter_replaces_no_policy_where_it_comes_on_top():
+    assert TrainClipTransform(32, MEAN, STD, **RELATIVE, **BOTH).recolor is not None
+    assert TrainClipTransform(32, MEAN, STD, **RELATIVE, **{**BOTH, "jitter_on_top": False}).recolor is None
+    assert TrainClipTransform(32, MEAN, STD, **RELATIVE, color_jitter=0.4).recolor is not None
 
 
 def test_the_policy_is_timms_on_whole_frames_before_the_crop():

@@ -28,6 +28,7 @@ def classifier_from_cfg(cfg: CfgNode) -> Classifier:
         fresh_norm=cfg.MVIT.FRESH_NORM,
         init_std=cfg.MVIT.HEAD_INIT_STD,
         init_bias=cfg.MVIT.HEAD_INIT_BIAS,
+        norm_bias=cfg.MVIT.HEAD_INIT_NORM_BIAS,
     )
     return Classifier(backbone, head)
 

@@ -57,6 +57,7 @@ def judge_views(
 
 def _scores(task: ClassifierTask, model: Classifier, clips: int) -> VideoScores:
     """Of all test videos, by `clips` clips of each."""
-    dataset = test_dataset(task.cfg, clips, task.test_listing)
+    dataset, combine = test_dataset(task.cfg, clips, task.test_listing), task.cfg.DATA.ENSEMBLE_METHOD
+    sizes = (len(dataset.listing), dataset.num_views)
     with task.one_pass(dataset) as loader:
-        return evaluate_views(model, loader, len(dataset.listing), dataset.num_views, task.world, task.autocast)
+        return evaluate_views(model, loader, *sizes, task.world, task.autocast, combine=combine)

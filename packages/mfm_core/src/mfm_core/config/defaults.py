@@ -1,8 +1,9 @@
 """The tree of all configuration keys with their defaults: a few here, the sections in `keys/`.
 
 Names and defaults are PySlowFast's wherever PySlowFast has the key (Fan et al., `slowfast/config/defaults.py`);
-keys of ours follow the same style and are marked "ours". `load.py` reads files into this tree, `validate.py` says
-which keys cannot act in a run, `plan.py` derives what follows from them.
+keys of ours follow the same style and are marked "ours"; `absent.py` has those of PySlowFast's that are not here.
+`load.py` reads files into this tree, `validate.py` says which keys cannot act in a run, `plan.py` derives what follows
+from them.
 """
 
 from __future__ import annotations

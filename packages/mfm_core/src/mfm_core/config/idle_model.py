@@ -20,6 +20,7 @@ from mfm_core.config.rule import Rule
 
 VIEWS = (
     "DATA.USE_OFFSET_SAMPLING",
+    "DATA.ENSEMBLE_METHOD",
     "TEST.NUM_ENSEMBLE_VIEWS",
     "TEST.NUM_SPATIAL_CROPS",
     "TEST.NUM_TEMPORAL_CLIPS",
@@ -67,6 +68,7 @@ PRETRAIN_ONLY = (
     "AUG.MASK_TYPE",
     "AUG.MASK_RATIO",
     "AUG.MAX_MASK_PATCHES_PER_BLOCK",
+    "AUG.MASK_EXACT",
     "AUG.MASK_TUBE",
     "AUG.MASK_FRAMES",
     "AUG.MASK_WINDOW_SIZE",
@@ -76,6 +78,7 @@ PRETRAIN_ONLY = (
     "MASK.HEAD_TYPE",
     "MASK.MAE_ON",
     "MASK.METHOD",
+    "MASK.INIT",
     "MASK.TARGET",
     "MFM.CORRUPTION",
     "HOG.BINS",
@@ -117,6 +120,7 @@ FINETUNE_ONLY = (
     "MVIT.HEAD_INIT_SCALE",
     "MVIT.HEAD_INIT_STD",
     "MVIT.HEAD_INIT_BIAS",
+    "MVIT.HEAD_INIT_NORM_BIAS",
     "MVIT.FRESH_NORM",
 )
 CLASSIFIER_ONLY = ("DATA.LABEL_FRACTION", "MODEL.NUM_CLASSES", "MVIT.USE_MEAN_POOLING")
@@ -189,7 +193,6 @@ MODEL_RULES: tuple[Rule, ...] = (
             "MASK.DECODER_EMBED_DIM",
             "MASK.DECODER_NUM_HEADS",
             "MASK.DECODER_CLS_TOKEN",
-            "MASK.INIT",
             "MASK.DECODER_SEP_POS_EMBED",
         ),
     ),
@@ -212,6 +215,11 @@ MODEL_RULES: tuple[Rule, ...] = (
         lambda c: task_of(c) == "pretrain" and (corruption_of(c), drawing_of(c)) not in BLOCKS,
         "acts with AUG.MASK_TYPE block or cube, and with tubes of blocks, only",
         ("AUG.MAX_MASK_PATCHES_PER_BLOCK",),
+    ),
+    (
+        lambda c: task_of(c) == "pretrain" and (method_of(c), corruption_of(c)) != ("maskfeat", "block"),
+        "acts where MaskFeat hides blocks of images only",
+        ("AUG.MASK_EXACT",),
     ),
     (lambda c: method_of(c) != "mff", "acts with MASK.METHOD mff only", ("MFF.LAYERS",)),
     (
@@ -255,7 +263,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     (
         lambda c: task_of(c) == "pretrain" and method_of(c) == "mfm",
         "has no effect with MASK.METHOD mfm",
-        ("AUG.MASK_RATIO", "AUG.MAX_MASK_PATCHES_PER_BLOCK", "MASK.PRETRAIN_DEPTH", "MASK.HEAD_TYPE"),
+        ("AUG.MASK_RATIO", "AUG.MAX_MASK_PATCHES_PER_BLOCK", "MASK.PRETRAIN_DEPTH", "MASK.HEAD_TYPE", "MASK.INIT"),
     ),
     (
         lambda c: task_of(c) != "pretrain" or target_of(c) != "spectrum",
@@ -277,6 +285,11 @@ MODEL_RULES: tuple[Rule, ...] = (
         lambda c: task_of(c) == "finetune" and arch_of(c) == "resnet" and c.MVIT.HEAD_INIT_STD == 0,
         "has no effect: with MVIT.HEAD_INIT_STD 0 the classifier starts as torch starts linear layers",
         ("MVIT.HEAD_INIT_BIAS",),
+    ),
+    (
+        lambda c: task_of(c) == "finetune" and arch_of(c) == "resnet",
+        "acts in ViTs only: a ResNet's classifier has no norm of its own",
+        ("MVIT.HEAD_INIT_NORM_BIAS",),
     ),
     (lambda c: not c.BN.USE_PRECISE_STATS, "acts with BN.USE_PRECISE_STATS only", ("BN.NUM_BATCHES_PRECISE",)),
 )

@@ -24,7 +24,7 @@ RUN_RULES: tuple[Rule, ...] = (
     (
         lambda c: c.DATA.TRAIN_CROP_TYPE == "padded",
         "acts with DATA.TRAIN_CROP_TYPE resized only",
-        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
+        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE", "DATA.TRAIN_CROP_CLAMP"),
     ),
     (
         lambda c: bool(c.TEST.RESIZE_SIZES),
@@ -40,7 +40,7 @@ RUN_RULES: tuple[Rule, ...] = (
     (
         lambda c: not c.AUG.ENABLE,
         "acts with AUG.ENABLE only",
-        ("AUG.AA_TYPE", "AUG.COLOR_JITTER", "AUG.RE_PROB", "AUG.RE_MODE", "AUG.RE_COUNT"),
+        ("AUG.AA_TYPE", "AUG.COLOR_JITTER", "AUG.COLOR_JITTER_ON_TOP", "AUG.RE_PROB", "AUG.RE_MODE", "AUG.RE_COUNT"),
     ),
     (
         lambda c: c.AUG.ENABLE and c.AUG.RE_PROB == 0,
@@ -48,9 +48,14 @@ RUN_RULES: tuple[Rule, ...] = (
         ("AUG.RE_MODE", "AUG.RE_COUNT"),
     ),
     (
-        lambda c: c.AUG.ENABLE and bool(c.AUG.AA_TYPE),
+        lambda c: c.AUG.ENABLE and bool(c.AUG.AA_TYPE) and not c.AUG.COLOR_JITTER_ON_TOP,
         "has no effect: AUG.AA_TYPE replaces it",
         ("AUG.COLOR_JITTER",),
+    ),
+    (
+        lambda c: c.AUG.ENABLE and not (c.AUG.AA_TYPE and c.AUG.COLOR_JITTER),
+        "acts with AUG.AA_TYPE and AUG.COLOR_JITTER only",
+        ("AUG.COLOR_JITTER_ON_TOP",),
     ),
     (
         lambda c: not c.MIXUP.ENABLE,
@@ -89,6 +94,11 @@ RUN_RULES: tuple[Rule, ...] = (
         lambda c: task_of(c) == "probe",
         "acts in pre-training and fine-tuning only",
         ("MONITOR.NUM_PICTURES",),
+    ),
+    (
+        lambda c: c.MONITOR.NUM_PICTURES == 0 and task_of(c) == "pretrain",
+        "acts with MONITOR.NUM_PICTURES above 0 only",
+        ("MONITOR.PICTURE_PERIOD",),
     ),
     (
         lambda c: not pictures_of(c),

@@ -16,6 +16,7 @@ from typing import IO, Any
 import yaml
 from fvcore.common.config import CfgNode as CN
 
+from mfm_core.config.absent import ABSENT
 from mfm_core.config.defaults import get_cfg
 from mfm_core.config.tables import CHOICES, NULLABLE, WHOLE_LISTS, WORDS
 from mfm_core.errors import UserError
@@ -72,7 +73,13 @@ def value_of(cfg: CN, key: str) -> Any:
 
 
 def set_key(cfg: CN, known: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Checks `value` against the default of `key` and stores it; `where` opens the error messages."""
+    """Checks `value` against the default of `key` and stores it; `where` opens the error messages.
+
+    A key of PySlowFast's that does not exist here may have its default there: it asks for nothing.
+    """
+    if key in ABSENT:
+        _refuse_absent(key, value, where)
+        return
     if key not in known:
         sections = {k.split(".")[0] for k in known if "." in k}
         if key in sections:
@@ -86,6 +93,15 @@ def set_key(cfg: CN, known: dict[str, Any], key: str, value: Any, where: str) ->
     if key in CHOICES and value not in CHOICES[key]:
         raise UserError(f"{where}{key} is '{value}'; it can be {', '.join(repr(c) for c in CHOICES[key])}.")
     node[leaf] = value
+
+
+def _refuse_absent(key: str, value: Any, where: str) -> None:
+    default, instead = ABSENT[key]
+    value = _literal(value)
+    if value is None:
+        value = ""
+    if (list(value) if isinstance(value, tuple) else value) != default:
+        raise UserError(f"{where}PySlowFast's {key} does not exist here: {instead}.")
 
 
 def coerce(key: str, value: Any, default: Any, where: str = "") -> Any:

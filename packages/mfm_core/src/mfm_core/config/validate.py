@@ -130,6 +130,9 @@ COMBINES = {
     "mfm": (("vit", "resnet"), "the image is corrupted as a whole, not in tokens"),
 }
 IMAGE_METHODS = ("mff", "mfm")
+AUTOENCODER_STARTS = ("mae", "mae_priv", "pyslowfast")
+STARTS = {"maskfeat": ("pyslowfast", "mmpretrain"), "mae": AUTOENCODER_STARTS, "mff": AUTOENCODER_STARTS}
+"""What MASK.INIT takes; MFM has one start."""
 
 
 def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
@@ -161,6 +164,8 @@ def _refuse_pretraining(cfg: CfgNode) -> Iterator[str]:
         yield f"AUG.MASK_WINDOW_SIZE {list(cfg.AUG.MASK_WINDOW_SIZE)} needs three numbers, (t, h, w); two do for tubes."
     if method in ("mae", "mff") and cfg.MASK.DECODER_DEPTH == 0:
         yield f"MASK.DECODER_DEPTH is 0; {method} predicts what is hidden by a decoder of at least 1 block, usually 8."
+    if cfg.MASK.INIT and cfg.MASK.INIT not in STARTS.get(method, (cfg.MASK.INIT,)):
+        yield f"MASK.INIT {cfg.MASK.INIT} is no start of {method}'s; it takes {', '.join(STARTS[method])}."
     if method == "maskfeat" and cfg.MASK.HEAD_TYPE != "separate":
         yield "MASK.HEAD_TYPE separate_xformer belongs to masked autoencoders; MaskFeat takes separate."
     if target == "spectrum" and corruption != "frequency" and cfg.MFM.LOSS_REDUCTION in ("masked", "sample"):

@@ -7,13 +7,22 @@ CutMix's authors, PySlowFast, MAE, MFM and CoinCheung/MFM cut: its sides are eve
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
 """Top, bottom, left, right."""
+
+PARTNERS: dict[str, Callable[[int], Tensor]] = {
+    "reverse": lambda size: torch.arange(size).flip(0),
+    "next": lambda size: torch.arange(size).roll(1),
+    "random": torch.randperm,
+}
+"""Which image of a batch each one is mixed with: their indices (B,), for B."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,8 @@ class Mixer:
 
     mixup_alpha, cutmix_alpha: parameters of the Beta distributions of the share; 0 is off. prob: of mixing a batch at
     all. switch_prob: of CutMix where both are on. partner: reverse (image i and image B - 1 - i) | next (image i
-    gets some of image i - 1, the first of the last). The middle one of an odd batch reversed stays as it is.
+    gets some of image i - 1, the first of the last) | random (a permutation from torch's global generator, as
+    mmpretrain draws it). The middle one of an odd batch reversed stays as it is, and so does one drawn for itself.
     """
 
     mixup_alpha: float
@@ -36,11 +46,8 @@ class Mixer:
         share, box = self._draw(*images.shape[-2:])
         if share == 1.0:
             return images, target
-        mixed = mix_images(images, self._partners(images), share, box)
-        return mixed, mix_targets(target, self._partners(target), share)
-
-    def _partners(self, x: Tensor) -> Tensor:
-        return x.flip(0) if self.partner == "reverse" else x.roll(1, 0)
+        order = PARTNERS[self.partner](len(images)).to(images.device)
+        return mix_images(images, images[order], share, box), mix_targets(target, target[order], share)
 
     def _draw(self, height: int, width: int) -> tuple[float, Box | None]:
         """The share that each image keeps, and what is cut out of it, if anything; draws in timm's order."""

@@ -48,7 +48,8 @@ class ClassificationHead(ReadOut):
 
     norm: False leaves the read-out's norm out, for encoders that have their own (ResNets). The linear layer starts
     truncated normal with init_std, its bias and the norm's constant; with an init_std of 0 as torch starts it.
-    init_scale then multiplies it. PySlowFast's start is the default, MAE's is (2e-5, 0).
+    init_scale then multiplies it. norm_bias: the norm's where it is another. PySlowFast's start is the default, MAE's
+    is (2e-5, 0).
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ClassificationHead(ReadOut):
         fresh_norm: bool = False,
         init_std: float = 0.02,
         init_bias: float = 0.02,
+        norm_bias: float | None = None,
     ) -> None:
         super().__init__(layer_norm(embed_dim) if norm else nn.Identity(), num_prefix_tokens, mean_pooling, fresh_norm)
         self.dropout = nn.Dropout(dropout)
@@ -70,6 +72,8 @@ class ClassificationHead(ReadOut):
         init_weights(self, bias=init_bias, std=init_std or 1.0)
         if init_std == 0:
             self.projection.reset_parameters()
+        if norm and norm_bias is not None:
+            nn.init.constant_(self.norm.bias, norm_bias)
         with torch.no_grad():
             self.projection.weight.mul_(init_scale)
             self.projection.bias.mul_(init_scale)

@@ -32,6 +32,11 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())
 
 
+def probabilities(logits: Tensor, loss_func: str) -> Tensor:
+    """What a classifier says of each class, (B, classes): with a sigmoid for each (bce) they need not add up to one."""
+    return logits.float().sigmoid() if loss_func == "bce" else logits.float().softmax(dim=1)
+
+
 def smooth_labels(target: Tensor, amount: float, over: str = "all") -> Tensor:
     """Gives `amount` of each row's probability away, evenly: over all classes (its own too), or over the others.
 

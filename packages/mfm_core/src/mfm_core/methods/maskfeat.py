@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode
 
+from mfm_core.config.plan import modality_of
 from mfm_core.corruption.tokens import MaskToken
 from mfm_core.errors import UserError
 from mfm_core.heads.linear import SeparateHeads
 from mfm_core.methods.parts import METHODS, backbone_from_cfg, check_patches, loss_from_cfg, target_from_cfg
+from mfm_core.nn.init import init_mmpretrain_biases
 from mfm_core.objective import MaskedPrediction
+
+MMPRETRAIN_BIASES = {"image": (0.0, None), "video": (0.02, 0.0)}
+"""Where biases of norms and of the patch projection start, None is as torch starts them."""
 
 
 @METHODS.register("maskfeat")
@@ -29,7 +34,7 @@ def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
             "blocks of the last stage."
         )
     target = target_from_cfg(cfg, backbone)
-    return MaskedPrediction(
+    model = MaskedPrediction(
         backbone=backbone,
         corruption=MaskToken(backbone.stem_dim),
         head=SeparateHeads([backbone.dims[i] for i in depths], target.dim),
@@ -37,3 +42,6 @@ def maskfeat_from_cfg(cfg: CfgNode) -> MaskedPrediction:
         loss=loss_from_cfg(cfg, backbone),
         depths=depths,
     )
+    if cfg.MASK.INIT == "mmpretrain":
+        init_mmpretrain_biases(model, *MMPRETRAIN_BIASES[modality_of(cfg)])
+    return model

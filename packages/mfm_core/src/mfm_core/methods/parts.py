@@ -10,7 +10,7 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import Backbone, Grid, Loss, MaskGenerator, Target
 from mfm_core.losses.frequency import FrequencyDistance, PastedDistance, Variant
 from mfm_core.losses.masked import MaskedMSE, MeanMSE
-from mfm_core.masking.block import BlockMask
+from mfm_core.masking.block import BlockMask, ExactBlockMask
 from mfm_core.masking.random import RandomMask, hidden_tokens
 from mfm_core.registry import Registry
 from mfm_core.targets.hog import HOGTarget
@@ -101,6 +101,8 @@ def hidden_in_window(cfg: CfgNode, window: Grid) -> int:
 @MASKS.register("block")
 def block_from_cfg(cfg: CfgNode, grid: Grid) -> BlockMask:
     """Rectangles of tokens."""
+    if cfg.AUG.MASK_EXACT and method_of(cfg) not in EQUAL_COUNTS:
+        return ExactBlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK)
     exact = hidden_from_cfg(cfg, grid) if method_of(cfg) in EQUAL_COUNTS else None
     return BlockMask(grid, cfg.AUG.MASK_RATIO, cfg.AUG.MAX_MASK_PATCHES_PER_BLOCK, exact)
 

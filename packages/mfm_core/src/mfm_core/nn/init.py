@@ -1,7 +1,7 @@
 """How the methods start their models: masked autoencoders as official MAE (He et al. 2022), MFM's ViT as BEiT.
 
 mmpretrain's MFF starts from the same distributions as MAE. PySlowFast's MAE on clips leaves its encoder as MaskFeat's,
-see `init_weights`.
+see `init_weights`, which is PySlowFast's; mmpretrain's has other biases.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def init_autoencoder(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.xavier_uniform_(module.weight.flatten(1))
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            nn.init.uniform_(module.bias, -bound, bound)
+            _start_bias_as_torch(module)
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -87,3 +86,26 @@ def init_as_torch(head: nn.Module) -> None:
     for module in head.modules():
         if isinstance(module, nn.Linear):
             module.reset_parameters()
+
+
+def init_mmpretrain_biases(maskfeat: nn.Module, norms: float, patches: float | None) -> None:
+    """Makes PySlowFast's start of a MaskFeat model mmpretrain's, in place: its weights and tokens start alike.
+
+    Biases of linear layers: 0. norms: those of norms, the last one's, too. patches: those of convolutions, of which
+    the patch projection has some; None as torch starts them. mmpretrain has 0 and None on images
+    (`MaskFeatViT._init_weights`), 0.02 and 0 on clips (`MaskFeatMViT`'s init_cfg).
+    """
+    for module in maskfeat.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.constant_(module.bias, norms)
+        elif getattr(module, "bias", None) is None:
+            continue
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            _start_bias_as_torch(module) if patches is None else nn.init.constant_(module.bias, patches)
+
+
+def _start_bias_as_torch(convolution: nn.Conv2d | nn.Conv3d) -> None:
+    bound = 1 / math.sqrt(convolution.weight[0].numel())
+    nn.init.uniform_(convolution.bias, -bound, bound)

@@ -116,8 +116,8 @@ def _check(bank: Tensor, labels: Tensor, features: Tensor, num_classes: int, k: 
         raise UserError(f"KNN.K: {k} must be a list of whole numbers from 1 up")
     if max(k) > len(bank):
         raise UserError(
-            f"KNN.K: {max(k)} neighbours are asked for, but there are only {len(bank)} training features; "
-            f"lower KNN.K or give more training files"
+            f"KNN.K: {max(k)} neighbours are asked for, but there are only {len(bank)} training features (files that "
+            "cannot be read have none: `run_net.py doctor` names them); lower KNN.K or give more training files"
         )
     if bank.ndim != 2 or features.ndim != 2 or bank.shape[1] != features.shape[1] or labels.shape != bank.shape[:1]:
         shapes = f"{tuple(bank.shape)}, {tuple(labels.shape)}, {tuple(features.shape)}"

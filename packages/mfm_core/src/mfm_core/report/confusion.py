@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mfm_core.report.exhibits import Table
 from mfm_core.report.heat import heat
+from mfm_core.report.lettering import lettered, shortened
 
 _INK = (126, 131, 141, 255)
 _MOST_NAMED = 40
@@ -62,7 +63,7 @@ def confusion_picture(counts: Tensor, names: Sequence[str]) -> Image.Image:
     named = classes <= _MOST_NAMED
     text = min(20, max(11, cell // 2))
     font = ImageFont.load_default(text)
-    labels = [_label(name, font, side // 3) for name in names] if named else []
+    labels = [_label(name, text, side // 3) for name in names] if named else []
     margin = max((label.width for label in labels), default=0) + _GAP
     title = round(1.8 * text)
     page = Image.new("RGBA", (margin + side, title + side + margin), (0, 0, 0, 0))
@@ -80,13 +81,11 @@ def confusion_picture(counts: Tensor, names: Sequence[str]) -> Image.Image:
     return page
 
 
-def _label(text: str, font: ImageFont.FreeTypeFont, room: int) -> Image.Image:
+def _label(text: str, size: int, room: int) -> Image.Image:
     """One line of text as a picture, shortened with an ellipsis to `room` pixels."""
-    if font.getlength(text) > room:
-        while text and font.getlength(text + "…") > room:
-            text = text[:-1]
-        text = text.rstrip() + "…"
-    label = Image.new("RGBA", (max(1, round(font.getlength(text))), round(1.4 * font.size)), (0, 0, 0, 0))
+    text, font = lettered(text, size)
+    text = shortened(text, font, room)
+    label = Image.new("RGBA", (max(1, round(font.getlength(text))), round(1.4 * size)), (0, 0, 0, 0))
     ImageDraw.Draw(label).text((0, label.height // 2), text, _INK, font, anchor="lm")
     return label
 

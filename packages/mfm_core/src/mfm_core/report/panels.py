@@ -9,10 +9,11 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mfm_core.report.atomic import write_bytes
+from mfm_core.report.lettering import lettered, shortened
 
 _CLEAR, _INK = (0, 0, 0, 0), (126, 131, 141, 255)
 """Text stands on whatever the picture is shown on: no ground of its own, and a grey that reads on light and dark."""
@@ -108,10 +109,5 @@ def _enlarge(image: np.ndarray, side: int) -> Image.Image:
 
 def _write(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], room: int, size: int) -> None:
     """One line of `text` on the baseline at `at`, shortened with an ellipsis to `room` pixels."""
-    font = ImageFont.load_default(size)
-    text = " ".join(text.split())
-    if draw.textlength(text, font=font) > room:
-        while text and draw.textlength(text + "…", font=font) > room:
-            text = text[:-1]
-        text = text.rstrip() + "…"
-    draw.text(at, text, font=font, fill=_INK, anchor="ls")
+    text, font = lettered(text, size)
+    draw.text(at, shortened(text, font, room), font=font, fill=_INK, anchor="ls")

@@ -17,6 +17,7 @@ from mfm_core.errors import UserError
 from mfm_core.interfaces import Task
 from mfm_core.parallel.world import World, choose_device
 from mfm_core.paths import is_remote
+from mfm_core.tasks.classification import check_classes
 from mfm_core.tasks.finetune import FinetuneTask
 from mfm_core.tasks.knn import KnnTask
 from mfm_core.tasks.modality import Modality
@@ -39,7 +40,10 @@ def _build_task(modality: Modality, cfg: CfgNode, world: World, precision: str) 
 
 
 def dry_run(cfg: CfgNode, modality: Modality) -> list[str]:
-    """The lines of `--dry-run`; where the data folder is missing, the published number of files is assumed."""
+    """The lines of `--dry-run`; where the data folder is missing, the published number of files is assumed.
+
+    Raises UserError for what the run would refuse.
+    """
     warnings = validate(cfg)
     files, note = _count_files(cfg, modality)
     plan = _plan(cfg, files, warnings)
@@ -59,7 +63,10 @@ def _count_files(cfg: CfgNode, modality: Modality) -> tuple[int, str]:
     if not folder or not (is_remote(folder) or Path(folder).is_dir()):
         published, files = modality.published
         return files, f"data: no folder given or found; {published}'s file count is assumed"
-    fraction = cfg.DATA.LABEL_FRACTION if task_of(cfg) in ("finetune", "probe") else 1.0
+    classifies = task_of(cfg) in ("finetune", "probe")
+    if classifies and trains(cfg):
+        check_classes(cfg, len(modality.classes(cfg)))
+    fraction = cfg.DATA.LABEL_FRACTION if classifies else 1.0
     return modality.count_files(cfg, fraction) if trains(cfg) else 0, f"data: {folder}"
 
 

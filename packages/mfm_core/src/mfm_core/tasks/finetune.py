@@ -109,7 +109,7 @@ def mixer_from_cfg(cfg: CfgNode, world: World) -> Mixer | None:
     if inputs % 2 and cfg.MIXUP.PARTNER == "reverse" and cfg.DATA_LOADER.DROP_LAST:
         raise UserError(
             f"MIXUP.ENABLE pairs the inputs of a micro-batch, and {inputs} is odd; change TRAIN.BATCH_SIZE, or set "
-            "MIXUP.PARTNER next."
+            "MIXUP.PARTNER next or random."
         )
     return Mixer(
         mixup_alpha=cfg.MIXUP.ALPHA,

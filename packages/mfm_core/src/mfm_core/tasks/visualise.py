@@ -69,7 +69,10 @@ def visualise(cfg: CfgNode, modality: Modality) -> int:
 def _draw_all(cfg: CfgNode, modality: Modality, folder: Path, device: torch.device) -> None:
     model = modality.build_model(cfg).to(device).eval()
     path, notes = _load_weights(cfg, model, folder)
-    classes = modality.classes(cfg) if cfg.DATA.PATH_TO_DATA_DIR else ()
+    classes = modality.classes(cfg) if _reads_data(cfg) else ()
+    if cfg.DATA.PATH_TO_DATA_DIR and not _reads_data(cfg):
+        lacking = "no names of classes, and no neighbours"
+        logger.warning("warning: DATA.PATH_TO_DATA_DIR %s does not exist: %s.", cfg.DATA.PATH_TO_DATA_DIR, lacking)
     studio = Studio(cfg, model, _shown(cfg, modality, classes), classes, device)
     painters = {"reconstruction": _reconstruction, "neighbours": _neighbours}
     pictures = []
@@ -118,9 +121,15 @@ def _load_weights(cfg: CfgNode, model: EncoderModel, folder: Path) -> tuple[str,
 def _kinds(cfg: CfgNode) -> list[str]:
     """As configured; "all" leaves neighbours out where there are no training images to search."""
     kinds = pictures_of(cfg)
-    if list(cfg.PICTURE.KIND) == ["all"] and not cfg.DATA.PATH_TO_DATA_DIR:
+    if list(cfg.PICTURE.KIND) == ["all"] and not _reads_data(cfg):
         kinds.remove("neighbours")
     return kinds
+
+
+def _reads_data(cfg: CfgNode) -> bool:
+    """Whether there is a data folder to read, or must be: it may be on another machine where PICTURE.INPUT is shown."""
+    folder = cfg.DATA.PATH_TO_DATA_DIR
+    return bool(folder) and (not cfg.PICTURE.INPUT or is_remote(folder) or Path(folder).is_dir())
 
 
 def _shown(cfg: CfgNode, modality: Modality, classes: tuple[str, ...]) -> Shown:

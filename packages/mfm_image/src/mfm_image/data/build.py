@@ -33,6 +33,7 @@ def train_transform(cfg: CfgNode, erase: bool = True) -> TrainTransform:
         flip=0.5 if cfg.DATA.RANDOM_FLIP else 0.0,
         auto_augment=cfg.AUG.AA_TYPE if augment else "",
         color_jitter=cfg.AUG.COLOR_JITTER if augment else None,
+        jitter_on_top=cfg.AUG.COLOR_JITTER_ON_TOP,
         erase_prob=cfg.AUG.RE_PROB if augment and erase else 0.0,
         erase_mode=cfg.AUG.RE_MODE,
         erase_count=cfg.AUG.RE_COUNT,

@@ -66,7 +66,7 @@ class Transform(Protocol):
 
 
 class TrainTransform:
-    """Random resized crop, mirroring, RandAugment or colour jitter, normalisation, random erasing.
+    """Random resized crop, mirroring, RandAugment or colour jitter (or both), normalisation, random erasing.
 
     PySlowFast uses this for pre-training (scale 0.5 to 1, no augmentation policy) and for fine-tuning (scale 0.08
     to 1, RandAugment, erasing). Beside the crop and the mirroring, randomness is that of the global generators
@@ -82,7 +82,8 @@ class TrainTransform:
         flip: probability of mirroring.
         auto_augment: timm's name of a policy, ra_M_N for torchvision's RandAugment, "" for none (`AUG.AA_TYPE`).
         color_jitter: strength for brightness, contrast and saturation; None or 0 for none. A policy replaces it
-            (`AUG.COLOR_JITTER`).
+            (`AUG.COLOR_JITTER`),
+        jitter_on_top: or comes before it (`AUG.COLOR_JITTER_ON_TOP`).
         erase_prob, erase_mode, erase_count: random erasing (`AUG.RE_PROB`, `AUG.RE_MODE`, `AUG.RE_COUNT`).
 
     Raises:
@@ -104,17 +105,18 @@ class TrainTransform:
         erase_mode: str = "pixel",
         erase_count: int = 1,
         clamp_crop: bool = False,
+        jitter_on_top: bool = False,
     ) -> None:
         self.size, self.scale, self.ratio, self.flip = size, tuple(scale), tuple(ratio), flip
         self.draw_crop = clamped_crop if clamp_crop else random_crop
         if interpolation not in (*INTERPOLATIONS, "random"):
             raise UserError(f"AUG.INTERPOLATION '{interpolation}' is not one of {', '.join(INTERPOLATIONS)}, random")
         self.interpolations = INTERPOLATIONS if interpolation == "random" else (interpolation,)
-        self.recolor: Callable[[Image.Image], Image.Image] | None = None
+        jitter = ColorJitter(color_jitter, color_jitter, color_jitter) if color_jitter else None
+        self.recolor: Callable[[Image.Image], Image.Image] | None = jitter
         if auto_augment:
             self.recolor = build_auto_augment(auto_augment, size, mean, interpolation)
-        elif color_jitter:
-            self.recolor = ColorJitter(color_jitter, color_jitter, color_jitter)
+        self.jitter = jitter if auto_augment and jitter_on_top else None
         self.normalize = Normalize(mean, std)
         self.erase = build_erasing(erase_prob, erase_mode, erase_count)
 
@@ -133,8 +135,9 @@ class TrainTransform:
         image = self.cut(pixels, crop, reduction)
         if crop.flip:
             image = image.flip(-1)
-        if self.recolor is not None:
-            image = augmented(image, self.recolor)
+        for change in (self.recolor, self.jitter):
+            if change is not None:
+                image = augmented(image, change)
         image = self.normalize(image)
         return image if self.erase is None else self.erase(image)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mfm_core.losses.classification import probabilities
 from mfm_core.objective import Classifier, EncoderModel
 from mfm_core.report.heat import heat, overlay, stretched
 from mfm_core.report.panels import sheet
@@ -40,8 +42,12 @@ def gradient_sheet(
     layer: int,
     name_of: Callable[[int], str],
     captions: Sequence[str],
+    probabilities: Callable[[Tensor], Tensor],
 ) -> Image.Image:
-    """The same of the gradient rollout for a class, -1 for the likeliest; captions gain its name and probability."""
+    """The same of the gradient rollout for a class, -1 for the likeliest; captions gain its name and probability.
+
+    probabilities: of logits (1, classes).
+    """
     pooled, maps, texts = reads_patches(model), [], []
     for image, caption in zip(images, captions):  # one at a time: each keeps the attention of all blocks
         relevance, logits = gradient_map(model, image[None], pooled, category, discard, layer)
@@ -49,7 +55,7 @@ def gradient_sheet(
         shown = likeliest if category < 0 else category
         what = "predicted" if shown == likeliest else "asked for"
         maps.append(relevance[0])
-        texts.append(f"{what}: {name_of(shown)}, {float(logits.softmax(dim=1)[0, shown]):.0%} · {caption}")
+        texts.append(f"{what}: {name_of(shown)}, {float(probabilities(logits)[0, shown]):.0%} · {caption}")
     return _sheet(pixels(images), maps, "speaks for the class", texts)
 
 
@@ -94,5 +100,6 @@ def draw_gradient(studio: Studio) -> list[Drawn]:
         names = tuple(f"class {i}" for i in range(cfg.MODEL.NUM_CLASSES))
     how = (cfg.PICTURE.DISCARD_RATIO, cfg.PICTURE.LAYER)
     images, pixels = shown.inputs.to(studio.device), Pixels(cfg.DATA.MEAN, cfg.DATA.STD)
-    image = gradient_sheet(studio.model, images, pixels, cfg.PICTURE.CLASS, *how, names.__getitem__, shown.names)
+    said = partial(probabilities, loss_func=cfg.MODEL.LOSS_FUNC)
+    image = gradient_sheet(studio.model, images, pixels, cfg.PICTURE.CLASS, *how, names.__getitem__, shown.names, said)
     return [("gradient", image, heat_caption("", *how))]

@@ -39,6 +39,7 @@ def train_transform(cfg: CfgNode, erase: bool = True) -> TrainClipTransform:
         auto_augment=cfg.AUG.AA_TYPE if augment else "",
         policy_interpolation=cfg.AUG.INTERPOLATION,
         color_jitter=cfg.AUG.COLOR_JITTER if augment else None,
+        jitter_on_top=cfg.AUG.COLOR_JITTER_ON_TOP,
         erase_prob=cfg.AUG.RE_PROB if augment and erase else 0.0,
         erase_mode=cfg.AUG.RE_MODE,
         erase_count=cfg.AUG.RE_COUNT,

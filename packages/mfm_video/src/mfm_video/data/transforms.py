@@ -55,7 +55,7 @@ class ClipTransform(Protocol):
 
 
 class TrainClipTransform:
-    """Augmentation policy or colour jitter, random crop, mirroring, normalisation, random erasing.
+    """Augmentation policy or colour jitter (or both), random crop, mirroring, normalisation, random erasing.
 
     The crop is a random resized one where `scale` or `ratio` is given. Otherwise frames are resized so that their
     short side is drawn from `jitter`, and a window of the output's size is placed at random. Beside crop and
@@ -72,7 +72,8 @@ class TrainClipTransform:
         auto_augment: name of a policy (`AUG.AA_TYPE`), "" for none.
         policy_interpolation: of the policy's rotations and shears (`AUG.INTERPOLATION`).
         color_jitter: strength for brightness, contrast and saturation; None or 0 for none. A policy replaces it
-            (`AUG.COLOR_JITTER`).
+            (`AUG.COLOR_JITTER`),
+        jitter_on_top: or comes before it (`AUG.COLOR_JITTER_ON_TOP`).
         erase_prob, erase_mode, erase_count: random erasing (`AUG.RE_PROB`, `AUG.RE_MODE`, `AUG.RE_COUNT`).
 
     Raises:
@@ -95,6 +96,7 @@ class TrainClipTransform:
         erase_prob: float = 0.0,
         erase_mode: str = "pixel",
         erase_count: int = 1,
+        jitter_on_top: bool = False,
     ) -> None:
         self.size, self.flip, self.short_side = size, flip, short_side
         self.resized = bool(scale or ratio)
@@ -109,7 +111,8 @@ class TrainClipTransform:
         if auto_augment:  # how far it moves frames depends on their short side
             self.policy_of = partial(build_auto_augment, auto_augment, mean=None, interpolation=policy_interpolation)
             self.policy_of(size)
-        self.recolor = ColorJitter(*[color_jitter] * 3) if color_jitter and not auto_augment else None
+        jitters = color_jitter and (jitter_on_top or not auto_augment)
+        self.recolor = ColorJitter(*[color_jitter] * 3) if jitters else None
         self.normalize = Normalize(mean, std)
         self.erase = build_erasing(erase_prob, erase_mode, erase_count)
 

@@ -52,6 +52,8 @@ DATA.TRAIN_JITTER_SCALES = [256, 320]
 DATA.TRAIN_CROP_NUM_TEMPORAL = 1
 # Test clips are spread from the beginning to the end of a video; one alone lies in the middle.
 DATA.USE_OFFSET_SAMPLING = False
+# What a test makes of the class probabilities of a video's views, sum | max.
+DATA.ENSEMBLE_METHOD = "sum"
 
 DATA_LOADER = CN()
 # Loader processes per rank.
@@ -70,6 +72,8 @@ AUG.NUM_SAMPLE = 1
 AUG.REPEATED_SAMPLER = 1
 # Strength of brightness, contrast and saturation jitter; None is off. RandAugment replaces it.
 AUG.COLOR_JITTER = 0.4
+# ours: it does not replace it, but follows it (mmpretrain's MaskFeat).
+AUG.COLOR_JITTER_ON_TOP = False
 # Augmentation policy in timm's notation; ra_M_N (ours) is torchvision's RandAugment, magnitude M of N; "" is off.
 AUG.AA_TYPE = "rand-m9-mstd0.5-inc1"
 AUG.INTERPOLATION = "bicubic"
@@ -86,6 +90,8 @@ AUG.MASK_TYPE = ""
 AUG.MASK_RATIO = 0.0
 # Largest block, or face of a cube (ours), in tokens of where it is drawn; None is no bound.
 AUG.MAX_MASK_PATCHES_PER_BLOCK = None
+# ours: MaskFeat's blocks go on until that share is hidden exactly (mmpretrain); else ten vain attempts end a mask.
+AUG.MASK_EXACT = False
 # Video: what is hidden is hidden all the time (tubes), or whole frames are.
 AUG.MASK_TUBE = False
 AUG.MASK_FRAMES = False
@@ -100,7 +106,8 @@ MIXUP.CUTMIX_ALPHA = 1.0
 # Probability of mixing a batch, and of CutMix where both are on.
 MIXUP.PROB = 1.0
 MIXUP.SWITCH_PROB = 0.5
-# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it).
+# ours: which two images are mixed, reverse (the first with the last, …) | next (each with the one before it) | random
+# (each with any of the batch, none twice).
 MIXUP.PARTNER = "reverse"
 # Share of a label's probability that the classes get: all of them, or (ours) the others alone.
 MIXUP.LABEL_SMOOTH_VALUE = 0.1

@@ -24,7 +24,8 @@ MASK.DECODER_EMBED_DIM = 512
 MASK.DECODER_NUM_HEADS = 0
 # ours: whether the decoder's blocks see the class token (MAE) or not (MAE-priv).
 MASK.DECODER_CLS_TOKEN = True
-# ours: how a masked autoencoder starts, mae | mae_priv | pyslowfast; "" is mae on images, pyslowfast on clips.
+# ours: how weights start. Masked autoencoders: mae | mae_priv | pyslowfast; "" is mae on images, pyslowfast on clips.
+# MaskFeat: pyslowfast | mmpretrain (other biases); "" is pyslowfast.
 MASK.INIT = ""
 # Video: learned positions of the decoder in two tables, over space and over time.
 MASK.DECODER_SEP_POS_EMBED = False

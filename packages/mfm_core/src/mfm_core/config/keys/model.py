@@ -52,6 +52,8 @@ MVIT.HEAD_INIT_SCALE = 1.0
 # A deviation of 0: weights and biases as torch starts linear layers (torchvision's ResNets).
 MVIT.HEAD_INIT_STD = 0.02
 MVIT.HEAD_INIT_BIAS = 0.02
+# ours: the start of the norm's bias where it is another (mmpretrain: 0); None is HEAD_INIT_BIAS.
+MVIT.HEAD_INIT_NORM_BIAS = None
 # No weight decay on class token and positions.
 MVIT.ZERO_DECAY_POS_CLS = True
 # Multiscale stages: pooling attention, its strides and kernels, relative positions.

@@ -14,7 +14,8 @@ SOLVER.LR_REFERENCE_BATCH = 0
 SOLVER.LR_REFERENCE_SCALES = "base"
 # ours: the learning rate changes between epochs only, not at each step.
 SOLVER.LR_PER_EPOCH = False
-# ours: the learning rate of each step is the one meant for this many steps before it (MFM: 1).
+# ours: the learning rate of each step is the one meant for this many steps before it (MFM: 1). Whole optimizer steps,
+# whatever TRAIN.ACCUM_STEPS: MFM lags by one micro-batch of them.
 SOLVER.LR_LAG_STEPS = 0
 # cosine | constant (ours)
 SOLVER.LR_POLICY = "cosine"
