@@ -19,12 +19,14 @@ import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 from store import FOLDER, PREFIX, Store, registered
 from strategy_runs import small_resnets
-from tiny_runs import QUIET, last_state, tiny_clip_config, tiny_config
+from tiny_runs import QUIET, last_state, log_of, tiny_clip_config, tiny_config
 
 from mfm_core.checkpoint import resume
 from mfm_core.engine import precision, run
+from mfm_core.engine.log import RunLog
 from mfm_core.errors import UserError
 from mfm_core.mirror import Mirror
+from mfm_core.parallel import stop
 from mfm_image.entry import main
 from mfm_video.entry import main as video_main
 
@@ -173,18 +175,52 @@ def one_unreadable(rank: int) -> None:
     resume.load_file_state = fails
 
 
+def impatient(rank: int) -> None:
+    resume.PATIENCE_S = 0.1
+
+
 def test_checkpoints(two, photo_folder, tmp_path):
     """Those of different folders are refused; what one machine cannot read none takes."""
     epochs = [*SHORT, "SOLVER.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_PERIOD", "1"]
     begun = tiny_config("pretrain", photo_folder, tmp_path / "run", *epochs, "TRAIN.BATCH_SIZE", "8")
     assert main(begun) == 0
     here, elsewhere = (tiny_config("pretrain", photo_folder, tmp_path / name, *epochs) for name in ("run", "other"))
-    line = two.refuse(here, elsewhere)
-    assert "newest: checkpoint_epoch_00002.pyth on process 0, none on process 1" in line
-    assert "must be one folder that all machines share" in line
+    for first, second, blind in ((here, elsewhere, 1), (elsewhere, here, 0)):
+        line = two.refuse(first, second, impatient)
+        assert f"different checkpoints (process {blind} does not see checkpoint_epoch_00002.pyth)" in line
+        assert "must be one folder that all machines share" in line
     code, said = two(here, here, one_unreadable, all_end=True)
     assert code == 0 and "Process 1 of 2: " in said and "continuing from" in said, said
     assert "checkpoint_epoch_00001.pyth (step 3 of 6)" in said
+
+
+@pytest.mark.parametrize("use", ["begin", "continue", "test"])
+def test_other_weights_at_the_same_place(use, two, photo_folder, tmp_path):
+    for name, seed in (("one", "1"), ("other", "2")):
+        cfg = tiny_config("pretrain", photo_folder, tmp_path / name, *SHORT, "RNG_SEED", seed, "TRAIN.STOP_STEP", "1")
+        assert main(cfg) == 0
+    weights = [tmp_path / name / "checkpoints" / "checkpoint_step_00000001.pyth" for name in ("one", "other")]
+    key = "TEST.CHECKPOINT_FILE_PATH" if use == "test" else "TRAIN.CHECKPOINT_FILE_PATH"
+    keys = [*SHORT, "TRAIN.ENABLE", str(use != "test"), "TRAIN.CHECKPOINT_EPOCH_RESET", str(use == "begin"), key]
+    line = two.refuse(*(tiny_config("pretrain", photo_folder, tmp_path / "run", *keys, path) for path in weights))
+    assert f"The processes have different weights from {weights[0]} (digest: " in line
+
+
+def test_who_stops_agrees_before_the_log_ends(photo_folder, tmp_path, monkeypatch):
+    """Its end may be a copy that takes longer than the others wait."""
+    said, end, agreed = [], RunLog.end, stop.agreed
+    monkeypatch.setattr(RunLog, "end", lambda log, *status: said.append("end") or end(log, *status))
+    monkeypatch.setattr(stop, "agreed", lambda world: said.append("agreed") or agreed(world))
+    assert main(tiny_config("pretrain", photo_folder, tmp_path, *SHORT, "TRAIN.STOP_STEP", "1")) == 0
+    assert said[-2:] == ["agreed", "end"]
+
+
+def test_a_log_ends_once(tmp_path):
+    """Another process may be lost when it has."""
+    log = RunLog(tmp_path)
+    for status in ("stopped", "failed"):
+        log.end(status)
+    assert [line["status"] for line in log_of(tmp_path, "end")] == ["stopped"]
 
 
 def at_a_store(folder: Path, rank: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -22,13 +23,15 @@ from mfm_core.checkpoint.sharded import load_parts
 from mfm_core.checkpoint.state import FORMAT, UNSAID, TrainState, identity
 from mfm_core.config.plan import RunPlan
 from mfm_core.errors import UserError
-from mfm_core.parallel.agree import counted, require_alike, together
+from mfm_core.parallel.agree import together
 from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
 AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
 ELSEWHERE = "take another OUTPUT_DIR"
 WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
+PATIENCE_S = 5.0
+"""How long a process looks for a checkpoint that another one lists."""
 _BEFORE = re.compile(r"before_(\d+)")
 _NAME = re.compile(rf"checkpoint_(epoch|step)_(\d+)(\.pyth|{re.escape(REPLACED)}|)")
 
@@ -82,7 +85,11 @@ def list_checkpoints(folder: Path, plan: RunPlan | None = None) -> list[Path]:
     Names count epochs or steps. How many steps an epoch has says the plan of the run that wrote them; without it, one
     of the checkpoints does.
     """
-    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint_*")]
+    return _newest_first(folder.glob("checkpoint_*"), plan)
+
+
+def _newest_first(paths: Iterable[Path], plan: RunPlan | None = None) -> list[Path]:
+    matches = [(_NAME.fullmatch(path.name), path) for path in paths]
     named = [(match[1], int(match[2]), match[3] != REPLACED, path) for match, path in matches if match]
     per_epoch = plan.steps_per_epoch if plan is not None else _steps_per_epoch(named)
     found = [(count * (per_epoch if unit == "epoch" else 1), whole, path) for unit, count, whole, path in named]
@@ -152,8 +159,7 @@ def resume_latest(
     One that any process cannot read is warned of and all take the one before it. Raises UserError for a checkpoint of
     another run, and where the processes see different ones.
     """
-    paths = list_checkpoints(folder, plan)
-    _require_same(paths, folder, state.strategy.world)
+    paths = _seen_by_all(folder, plan, state.strategy.world)
     for path in paths:
         try:
             content = read_state(path, state.strategy.world, "TRAIN.AUTO_RESUME")
@@ -186,12 +192,25 @@ def _read(path: Path | str, world: World, key: str) -> Any:
     return content
 
 
-def _require_same(paths: list[Path], folder: Path, world: World) -> None:
-    """Raises UserError, on all processes, where they see different checkpoints in OUTPUT_DIR."""
-    names = [path.name for path in paths]
-    facts = {"newest": next(iter(names), "none"), "number": counted(len(names), " ".join(names).encode())}
-    remedy = f"OUTPUT_DIR {folder.parent} must be one folder that all machines share"
-    require_alike(facts, world, "The processes found different checkpoints", remedy)
+def _seen_by_all(folder: Path, plan: RunPlan, world: World) -> list[Path]:
+    """The checkpoints that all processes see in OUTPUT_DIR, newest first. All call.
+
+    Network file systems list a folder, for a minute, as it was before; what one process lists, the others look for by
+    its name. Raises UserError, on all of them, where one does not see the newest.
+    """
+    listed = world.gather({path.name for path in list_checkpoints(folder, plan)})
+    paths = _newest_first((folder / name for name in set().union(*listed)), plan)
+    end = time.monotonic() + PATIENCE_S
+    while not all(path.exists() for path in paths) and time.monotonic() < end:
+        time.sleep(0.2)
+    seen = world.gather([path.exists() for path in paths])
+    blind = [rank for rank, sees in enumerate(seen) if paths and not sees[0]]
+    if blind:
+        raise UserError(
+            f"The processes found different checkpoints (process {blind[0]} does not see {paths[0].name}); OUTPUT_DIR "
+            f"{folder.parent} must be one folder that all machines share."
+        )
+    return [path for path, *sees in zip(paths, *seen) if all(sees)]
 
 
 def is_training_state(content: Any, plan: RunPlan) -> bool:

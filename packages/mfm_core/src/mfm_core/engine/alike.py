@@ -6,10 +6,13 @@ The command is typed on each machine, which has its own files, its own processor
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
 
 from mfm_core.config.load import flatten
 from mfm_core.errors import UserError
@@ -17,6 +20,7 @@ from mfm_core.interfaces import Task
 from mfm_core.parallel.agree import counted, require_alike
 from mfm_core.parallel.world import World
 from mfm_core.paths import is_remote
+from mfm_core.probe.store import weights_digest
 
 OWN = {"NUM_GPUS", "DEVICE", "DATA_LOADER.NUM_WORKERS", "DATA_LOADER.PIN_MEMORY"}
 """Keys that each machine may have its own value of."""
@@ -48,6 +52,18 @@ def require_same_work(task: Task, precision: str, world: World) -> None:
     remedy = "set TRAIN.PRECISION fp32, or another that all machines have"
     computed = {"TRAIN.PRECISION": precision}
     require_alike(computed, world, "The processes would compute in different precisions", remedy)
+
+
+def require_same_weights(state: Mapping[str, Tensor | int], path: Path | str, world: World) -> None:
+    """Raises UserError, on all processes, where they have different weights from `path`. All call.
+
+    state: tensors by name, or the checksums of the files that they are in.
+    """
+    if world.size == 1:
+        return
+    tensors = {name: value if isinstance(value, Tensor) else torch.tensor(value) for name, value in state.items()}
+    facts = {"digest": weights_digest(tensors)}
+    require_alike(facts, world, f"The processes have different weights from {path}", "all need the same file")
 
 
 def require_shared(folder: Path, world: World) -> None:

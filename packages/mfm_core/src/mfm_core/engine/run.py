@@ -22,7 +22,12 @@ from mfm_core.config import plan_run, validate
 from mfm_core.config.plan import UNTRAINED_TASKS, device_of, task_of, trains
 from mfm_core.data.loader import build_loader, death_of_worker
 from mfm_core.data.sampler import TrainSampler
-from mfm_core.engine.alike import require_one_configuration, require_same_work, require_shared
+from mfm_core.engine.alike import (
+    require_one_configuration,
+    require_same_weights,
+    require_same_work,
+    require_shared,
+)
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.guard import StepGuard
 from mfm_core.engine.log import RunLog, prepare_folder, setup_logging
@@ -36,7 +41,7 @@ from mfm_core.mirror import Mirror
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel import signals, stop
-from mfm_core.parallel.agree import together
+from mfm_core.parallel.agree import together, wait_for_main
 from mfm_core.parallel.batch_norm import synchronise_norms
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
@@ -147,10 +152,13 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
             trainer = build_trainer(setup)
             log = trainer.log
             finished = trainer.train()
+            again = not finished and stop.agreed(world)
             log.end("finished" if finished else "stopped")
+            if not finished:
+                wait_for_main(world)
             if world.is_main:
                 logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
-            return _code(log, 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN)
+            return _code(log, signals.EXIT_AGAIN if again else 0)
     except (UserError, torch.OutOfMemoryError) as error:
         error = error if isinstance(error, UserError) else memory_full(error, world.device)
         log.end("failed", str(error))
@@ -297,6 +305,7 @@ def _evaluate_only(setup: Setup) -> int:
     path = _weights_to_test(cfg, world)
     how = {"min_match": 1.0, "key": "TEST.CHECKPOINT_FILE_PATH", "average": True, "cfg": cfg}
     report = together(partial(init_from, task.model, path, **how), world)
+    require_same_weights(task.model.state_dict(), path, world)
     lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; it cannot be tested by this config.")

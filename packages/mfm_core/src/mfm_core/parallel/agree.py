@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from mfm_core.errors import UserError
@@ -36,6 +37,15 @@ def together(action: Callable[[], T], world: World) -> T:
         rank, problem = found[0]
         raise UserError(f"Process {rank} of {world.size}: {problem}" if rank else problem)
     return result
+
+
+def wait_for_main(world: World) -> None:
+    """Returns when all have come here, or where that takes longer than DIST.TIMEOUT: nothing is left to agree about.
+
+    Launchers end all processes soon after the first has left.
+    """
+    with suppress(RuntimeError):
+        world.barrier()
 
 
 def require_alike(facts: dict[str, str], world: World, problem: str, remedy: str) -> None:
