@@ -10,6 +10,7 @@ import sys
 import types
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from torch import nn
 from mfm_core.checkpoint import io
 from mfm_core.checkpoint.init_from import init_from
 from mfm_core.checkpoint.io import load_file_state, save_atomic
-from mfm_core.checkpoint.saver import Saver
+from mfm_core.checkpoint.resume import set_aside
+from mfm_core.checkpoint.saver import FileSaver, Saver
 from mfm_core.checkpoint.stand_ins import Forgotten
 from mfm_core.checkpoint.state import FORMAT
 from mfm_core.checkpoint.trained_as import compare_training
@@ -263,6 +265,21 @@ def test_a_save_that_failed_for_whatever_reason_is_none(tmp_path, error, backgro
     outcome = saver.outcome(wait=True)
     assert outcome.error is not None and str(outcome.path) in outcome.error
     assert ("memory" in outcome.error) == isinstance(error, MemoryError)
+
+
+def test_copies_that_main_memory_has_no_room_for_cost_that_save(tmp_path, monkeypatch):
+    cfg = get_cfg()
+    monkeypatch.setattr("mfm_core.checkpoint.saver.whole_state", lambda *_: {})
+    monkeypatch.setattr("mfm_core.checkpoint.saver.copied", Mock(side_effect=MemoryError))
+    saver = FileSaver(tmp_path, plan_run(cfg, files=1000, world_size=1), cfg, World(), background=True)
+    saver.start(types.SimpleNamespace(step=3))
+    assert "main memory is full" in saver.outcome(wait=True).error
+
+
+def test_what_is_moved_aside_leaves_folders_of_others_alone(tmp_path):
+    for name in ("before_1", "before_2_good", "checkpoint_epoch_00001.pyth"):
+        (tmp_path / name).mkdir()
+    assert set_aside(tmp_path).name == "before_2"
 
 
 class TestInitFrom:

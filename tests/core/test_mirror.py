@@ -76,6 +76,18 @@ def test_only_what_changed_is_copied_and_what_is_gone_is_removed(store):
     assert listed(store).keys() == {new, "log.jsonl"} and not store.place(f"{ADDRESS}/{CHECKPOINT}").exists()
 
 
+def test_a_start_removes_nothing(store):
+    """What is missing before this process has written a list went by another's hands."""
+    filled(checkpoint="weights", log="lines").push()
+    again = filled()
+    (again.folder / CHECKPOINT).unlink()
+    again.push()
+    assert store.place(f"{ADDRESS}/{CHECKPOINT}").exists()
+    (again.folder / "log.jsonl").unlink()
+    again.push()
+    assert not store.place(f"{ADDRESS}/log.jsonl").exists(), "later copies do"
+
+
 def test_the_machine_that_copied_last_fetches_nothing(store):
     filled(checkpoint="weights").push()
     write(Mirror(ADDRESS), log="written after the last copy")

@@ -193,6 +193,9 @@ class Task(Protocol):
     warnings: list[str]
     """What the user should know before the run starts."""
 
+    def listings(self) -> dict[str, Any]:
+        """The lists of files that it reads, by what the files are for; all processes must find the same."""
+
     def eval_loaders(self) -> list[Any]:
         """The loaders that `evaluate` reads, whose unreadable files are listed."""
 

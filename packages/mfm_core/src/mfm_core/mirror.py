@@ -2,9 +2,9 @@
 
 What is new or changed is copied through iopath's handler of such addresses after every checkpoint, with every report
 (training goes on meanwhile) and at the end. Last comes a list of all files; what the list no longer has is removed only
-then. Whoever starts the run
-again, on any machine, fetches what is listed: killed at any moment, a run loses what came after the last list. Lists
-are written in turns, under two names: one that is torn leaves the one before it.
+then, and nothing is by the first copy of a start. Whoever starts the run again, on any machine, fetches what is listed:
+killed at any moment, a run loses what came after the last list. Lists are written in turns, under two names: one that
+is torn leaves the one before it.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Mirror:
         self._copied: dict[str, Stamp] = {}
         self._number, self._mark = 0, ""
         """Of the newest list."""
+        self._has_listed = False
         self._thread = ThreadPoolExecutor(1, "mirror")
         self._under_way: Future[None] | None = None
 
@@ -114,9 +115,11 @@ class Mirror:
             why = f"OUTPUT_DIR: {self.address} cannot be written ({_line(error)})"
             raise UserError(f"{why}; what the run has lies in {self.folder}.") from None
         for name in self._copied.keys() - present.keys():
-            with suppress(Exception):  # one file too many harms nobody
-                self._manager.rm(f"{self.address}/{name}")
+            if self._has_listed:  # a start removes nothing: what it misses, it has not seen go
+                with suppress(Exception):  # one file too many harms nobody
+                    self._manager.rm(f"{self.address}/{name}")
             del self._copied[name]
+        self._has_listed = True
 
     def _present(self) -> dict[str, Stamp]:
         """The files by their names from the folder on; what begins with a dot is still being written."""

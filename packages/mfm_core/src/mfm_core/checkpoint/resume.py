@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ from mfm_core.checkpoint.sharded import load_parts
 from mfm_core.checkpoint.state import FORMAT, UNSAID, TrainState, identity
 from mfm_core.config.plan import RunPlan
 from mfm_core.errors import UserError
+from mfm_core.parallel.agree import together
 from mfm_core.parallel.world import World
 
 logger = logging.getLogger(__name__)
 AFRESH = "set TRAIN.AUTO_RESUME False or another OUTPUT_DIR to start afresh"
 ELSEWHERE = "take another OUTPUT_DIR"
 WEIGHTS_ONLY = "set TRAIN.CHECKPOINT_EPOCH_RESET True to take its weights only"
-_BEFORE = "before_"
+PATIENCE_S = 5.0
+"""How long a process looks for a checkpoint that another one lists."""
+_BEFORE = re.compile(r"before_(\d+)")
 _NAME = re.compile(rf"checkpoint_(epoch|step)_(\d+)(\.pyth|{re.escape(REPLACED)}|)")
 
 
@@ -80,7 +85,11 @@ def list_checkpoints(folder: Path, plan: RunPlan | None = None) -> list[Path]:
     Names count epochs or steps. How many steps an epoch has says the plan of the run that wrote them; without it, one
     of the checkpoints does.
     """
-    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint_*")]
+    return _newest_first(folder.glob("checkpoint_*"), plan)
+
+
+def _newest_first(paths: Iterable[Path], plan: RunPlan | None = None) -> list[Path]:
+    matches = [(_NAME.fullmatch(path.name), path) for path in paths]
     named = [(match[1], int(match[2]), match[3] != REPLACED, path) for match, path in matches if match]
     per_epoch = plan.steps_per_epoch if plan is not None else _steps_per_epoch(named)
     found = [(count * (per_epoch if unit == "epoch" else 1), whole, path) for unit, count, whole, path in named]
@@ -134,8 +143,8 @@ def move_aside(folder: Path, paths: list[Path]) -> Path | None:
     """Moves what lies in `folder` to another before_N inside; returns that, or None where there is nothing."""
     if not paths:
         return None
-    numbers = (int(path.name.removeprefix(_BEFORE)) for path in folder.glob(f"{_BEFORE}[0-9]*"))
-    aside = folder / f"{_BEFORE}{1 + max(numbers, default=0)}"
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := _BEFORE.fullmatch(path.name))]
+    aside = folder / f"before_{1 + max(numbers, default=0)}"
     aside.mkdir()
     for path in paths:
         path.rename(aside / path.name)
@@ -147,9 +156,10 @@ def resume_latest(
 ) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
     """Restores the newest readable checkpoint of `folder` into `state`; that and its content, or None.
 
-    A corrupt file is warned of and the one before it is taken. Raises UserError for a checkpoint of another run.
+    One that any process cannot read is warned of and all take the one before it. Raises UserError for a checkpoint of
+    another run, and where the processes see different ones.
     """
-    paths = list_checkpoints(folder, plan)
+    paths = _seen_by_all(folder, plan, state.strategy.world)
     for path in paths:
         try:
             content = read_state(path, state.strategy.world, "TRAIN.AUTO_RESUME")
@@ -165,18 +175,42 @@ def resume_latest(
 
 
 def read_state(path: Path | str, world: World, key: str = "TRAIN.CHECKPOINT_FILE_PATH") -> Any:
-    """What a file holds; of a folder, which all processes read and look through together, all but the parts.
+    """What a file holds; of a folder, which all processes look through together, all but the parts. All call.
 
-    Raises UserError for what is missing or damaged.
+    Raises UserError, on all of them, for what is missing or damaged where one looks.
     """
+    return together(partial(_read, path, world, key), world)
+
+
+def _read(path: Path | str, world: World, key: str) -> Any:
     if not is_folder(path):
         return load_file_state(str(path), key)
     content = load_facts(Path(path), key)
     own = dict(sorted(content["files"].items())[world.rank :: world.size])
-    wrong = [name for found in world.gather(damaged(Path(path), own)) for name in found]
-    if wrong:
+    if wrong := damaged(Path(path), own):
         raise UserError(f"{key}: the checkpoint {path} is corrupt: {wrong[0]} is missing or not what was written.")
     return content
+
+
+def _seen_by_all(folder: Path, plan: RunPlan, world: World) -> list[Path]:
+    """The checkpoints that all processes see in OUTPUT_DIR, newest first. All call.
+
+    Network file systems list a folder, for a minute, as it was before; what one process lists, the others look for by
+    its name. Raises UserError, on all of them, where one does not see the newest.
+    """
+    listed = world.gather({path.name for path in list_checkpoints(folder, plan)})
+    paths = _newest_first((folder / name for name in set().union(*listed)), plan)
+    end = time.monotonic() + PATIENCE_S
+    while not all(path.exists() for path in paths) and time.monotonic() < end:
+        time.sleep(0.2)
+    seen = world.gather([path.exists() for path in paths])
+    blind = [rank for rank, sees in enumerate(seen) if paths and not sees[0]]
+    if blind:
+        raise UserError(
+            f"The processes found different checkpoints (process {blind[0]} does not see {paths[0].name}); OUTPUT_DIR "
+            f"{folder.parent} must be one folder that all machines share."
+        )
+    return [path for path, *sees in zip(paths, *seen) if all(sees)]
 
 
 def is_training_state(content: Any, plan: RunPlan) -> bool:

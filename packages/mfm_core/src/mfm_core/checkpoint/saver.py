@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ class Saver(ABC):
         """Whatever takes all processes together, and copies of what training would change; the work that is left."""
 
 
+def _fail(error: Exception) -> None:
+    raise error
+
+
 class FileSaver(Saver):
     """Everything in one file, which the main process writes."""
 
@@ -104,7 +109,10 @@ class FileSaver(Saver):
         content = whole_state(state, self.plan, self.cfg)
         if not self.world.is_main:
             return lambda: None
-        content = copied(content) if self.background else content
+        try:
+            content = copied(content) if self.background else content
+        except (MemoryError, RuntimeError) as error:  # torch raises either where main memory is full
+            return partial(_fail, error)
         return lambda: save_checkpoint(self.folder, content, self.plan, self.keep)
 
 

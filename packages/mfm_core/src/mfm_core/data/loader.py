@@ -57,6 +57,10 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
+    def __bool__(self) -> bool:
+        """True, however small this process's share is: where one skipped what is all processes' work, others wait."""
+        return True
+
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
         while True:

@@ -117,6 +117,7 @@ class RunLog:
         self.folder, self.mirror = folder, mirror
         self.start_time = time.time()
         self._bad: set[str] = set()
+        self._ended = False
         self._refused: set[str] = set()
         self._waiting: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
         self.last_epoch = -1
@@ -186,8 +187,9 @@ class RunLog:
                 self._write("warning", message=message)
 
     def end(self, status: str, message: str | None = None) -> None:
-        """The last line (`finished`, `stopped` or `failed`), and the report."""
-        if self.folder is not None:
+        """The last line (`finished`, `stopped` or `failed`), and the report; only once."""
+        if self.folder is not None and not self._ended:
+            self._ended = True
             self._write("end", time=_now(), seconds=time.time() - self.start_time, status=status, message=message)
             self.report()
             if self._waiting:

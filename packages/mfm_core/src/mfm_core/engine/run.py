@@ -6,7 +6,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
 
@@ -22,6 +22,12 @@ from mfm_core.config import plan_run, validate
 from mfm_core.config.plan import UNTRAINED_TASKS, device_of, task_of, trains
 from mfm_core.data.loader import build_loader, death_of_worker
 from mfm_core.data.sampler import TrainSampler
+from mfm_core.engine.alike import (
+    require_one_configuration,
+    require_same_weights,
+    require_same_work,
+    require_shared,
+)
 from mfm_core.engine.dry_run import describe_run
 from mfm_core.engine.guard import StepGuard
 from mfm_core.engine.log import RunLog, prepare_folder, setup_logging
@@ -35,6 +41,7 @@ from mfm_core.mirror import Mirror
 from mfm_core.monitor.environment import describe
 from mfm_core.optim.build import build_optimizer
 from mfm_core.parallel import signals, stop
+from mfm_core.parallel.agree import together, wait_for_main
 from mfm_core.parallel.batch_norm import synchronise_norms
 from mfm_core.parallel.launch import let_main_speak
 from mfm_core.parallel.strategies import build_strategy
@@ -51,22 +58,28 @@ def run(cfg: CfgNode, build_task: TaskBuilder) -> int:
 
     0: done, or stopped at TRAIN.STOP_STEP. 2: a user's error. 75: a signal stopped it and it has saved.
     """
+    world = World()
     try:
         world = join_world(device_of(cfg), cfg.DIST.TIMEOUT)
+        require_one_configuration(cfg, world)
         if not cfg.TRAIN.AUTO_RESUME and is_restart(world):  # "begin anew" was for the first start
             cfg = changed(cfg, "TRAIN.AUTO_RESUME", True)
         mirror = _fetched(cfg, world) if is_remote(cfg.OUTPUT_DIR) else None
         cfg = working_in(mirror.folder, cfg) if mirror else cfg
-        folder = prepare_folder(cfg.OUTPUT_DIR)
-        if trains(cfg):
-            prepare_folder(str(folder / "checkpoints"))  # not when training is done
-        else:
-            folder = _folder_of_test(cfg, folder)
+        folder = together(partial(_prepared, cfg), world)
+        if trains(cfg) and cfg.TRAIN.CHECKPOINT_FORMAT == "sharded":
+            require_shared(folder, world)
         with only_writer(folder, world, cfg.DIST.TIMEOUT):
             return _run(cfg, build_task, world, mirror, folder)
     except UserError as error:
         let_main_speak()
         return exit_with(error)
+    except Exception as error:  # those of training are dealt with where its log is
+        if not (lost := loss_of_peer(error, world, cfg.DIST.TIMEOUT)):
+            raise
+        let_main_speak(3.0)
+        exit_with(UserError(lost))
+        return 1
     finally:
         # DDP holds the process group. Were it freed after `leave_world`, it would wait for the group's threads while
         # they wait for Python: some runs would hang when all is done.
@@ -81,18 +94,25 @@ def _fetched(cfg: CfgNode, world: World) -> Mirror:
             f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: the machines' parts of a checkpoint need one folder that all share; "
             "take such a folder, or TRAIN.CHECKPOINT_FORMAT consolidated."
         )
-    mirror, problem = Mirror(cfg.OUTPUT_DIR), None
-    try:
-        if world.local_rank == 0:
-            mirror.fetch()
-        if world.is_main:
-            mirror.push()
-    except UserError as error:
-        problem = str(error)
-    problem = next(filter(None, world.gather(problem)), None)
-    if problem is not None:
-        raise UserError(problem)
+    mirror = together(partial(Mirror, cfg.OUTPUT_DIR), world)
+    together(lambda: _exchange(mirror) if world.is_main else None, world)
+    # Where the machines share a home, the others find there what the main one has fetched, and leave it alone.
+    together(lambda: mirror.fetch() if world.local_rank == 0 and not world.is_main else None, world)
     return mirror
+
+
+def _exchange(mirror: Mirror) -> None:
+    mirror.fetch()
+    mirror.push()
+
+
+def _prepared(cfg: CfgNode) -> Path:
+    """The folder where the run writes. Raises UserError where it cannot."""
+    folder = prepare_folder(cfg.OUTPUT_DIR)
+    if not trains(cfg):
+        return _folder_of_test(cfg, folder)
+    prepare_folder(str(folder / "checkpoints"))  # not when training is done
+    return folder
 
 
 def working_in(folder: Path, cfg: CfgNode) -> CfgNode:
@@ -117,11 +137,13 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
     """
     log = RunLog(None)
     try:
-        setup_logging(folder if world.is_main else None)
+        together(partial(setup_logging, folder if world.is_main else None), world)
         warnings = validate(cfg)
         precision = choose_precision(cfg.TRAIN.PRECISION, cfg.TRAIN.MIXED_PRECISION, world.device)
         seed_everything(cfg.RNG_SEED, "weights")
-        task = build_task(cfg if trains(cfg) else working_in(folder, cfg), world, precision)
+        own = cfg if trains(cfg) else working_in(folder, cfg)
+        task = together(partial(build_task, own, world, precision), world)
+        require_same_work(task, precision, world)
         plan = plan_run(cfg, task.files, world.size, _machines(cfg, world))
         setup = Setup(cfg, task, plan, world, folder, precision, warnings, mirror)
         if not plan.trains:
@@ -130,10 +152,13 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
             trainer = build_trainer(setup)
             log = trainer.log
             finished = trainer.train()
+            again = not finished and stop.agreed(world)
             log.end("finished" if finished else "stopped")
+            if not finished:
+                wait_for_main(world)
             if world.is_main:
                 logger.info("%s: %s", "done" if finished else "stopped and saved", folder / "report.html")
-            return _code(log, 0 if finished or not stop.agreed(world) else signals.EXIT_AGAIN)
+            return _code(log, signals.EXIT_AGAIN if again else 0)
     except (UserError, torch.OutOfMemoryError) as error:
         error = error if isinstance(error, UserError) else memory_full(error, world.device)
         log.end("failed", str(error))
@@ -158,9 +183,10 @@ def _run(cfg: CfgNode, build_task: TaskBuilder, world: World, mirror: Mirror | N
 
 def _machines(cfg: CfgNode, world: World) -> int:
     """How many machines the batch is for: those of the first start. torchrun may go on with fewer, or more."""
-    here = world.num_shards
-    resumes = cfg.TRAIN.AUTO_RESUME and cfg.TRAIN.ENABLE
-    return resumes and machines_of(Path(cfg.OUTPUT_DIR) / "checkpoints", cfg.TRAIN.BATCH_SIZE * here) or here
+    here, begun = world.num_shards, None
+    if cfg.TRAIN.AUTO_RESUME and cfg.TRAIN.ENABLE and world.is_main:
+        begun = machines_of(Path(cfg.OUTPUT_DIR) / "checkpoints", cfg.TRAIN.BATCH_SIZE * here)
+    return world.from_main(begun) or here
 
 
 def build_trainer(setup: Setup) -> Trainer:
@@ -168,9 +194,9 @@ def build_trainer(setup: Setup) -> Trainer:
     cfg, task, plan, world, folder = setup.cfg, setup.task, setup.plan, setup.world, setup.folder
     strategy = build_strategy(cfg.DIST, world, setup.precision)
     model = task.model.to(world.device)
+    summary = _summary(setup)  # of norms that do not wait for other processes, which make none
     if cfg.BN.NORM_TYPE == "sync_batchnorm":
         synchronise_norms(model, world)
-    summary = _summary(setup)
     average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None
     for sharded in (model, average.module) if average is not None else (model,):
         strategy.shard(sharded)
@@ -191,15 +217,6 @@ def build_trainer(setup: Setup) -> Trainer:
     if plan.left_out:
         why = "AUG.REPEATED_SAMPLER" if plan.repetitions > 1 else "DATA_LOADER.DROP_LAST False takes all"
         notes.append(f"each epoch leaves out {plan.left_out} of {plan.files} files, others each time ({why})")
-    if len(plans := set(world.gather((plan.files, plan.batch_size, plan.machines)))) > 1:
-        found = " and ".join(f"{files} files in batches of {batch}" for files, batch, _ in sorted(plans))
-        raise UserError(f"The processes do not train the same: {found}. They need the same data and configuration.")
-    steps = set(world.gather(state.step))
-    if len(steps) > 1:
-        raise UserError(
-            f"The processes found different checkpoints (steps {sorted(steps)}); OUTPUT_DIR {cfg.OUTPUT_DIR} must be "
-            "one folder that all machines share."
-        )
     notes += clear_away(cfg, world, folder, restored.continued)
     # What a run that continues nothing finds is another's, the numbers before training too.
     done = state.step if restored.continued else -1
@@ -285,12 +302,10 @@ def _evaluate_only(setup: Setup) -> int:
     cfg, task, plan, world = setup.cfg, setup.task, setup.plan, setup.world
     if plan.task not in UNTRAINED_TASKS and not cfg.TEST.ENABLE:
         raise UserError("TRAIN.ENABLE and TEST.ENABLE are both off: there is nothing to do.")
-    path = cfg.TEST.CHECKPOINT_FILE_PATH or str(newest_checkpoint(Path(cfg.OUTPUT_DIR) / "checkpoints") or "")
-    if not path:
-        raise UserError(
-            "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
-        )
-    report = init_from(task.model, path, min_match=1.0, key="TEST.CHECKPOINT_FILE_PATH", average=True, cfg=cfg)
+    path = _weights_to_test(cfg, world)
+    how = {"min_match": 1.0, "key": "TEST.CHECKPOINT_FILE_PATH", "average": True, "cfg": cfg}
+    report = together(partial(init_from, task.model, path, **how), world)
+    require_same_weights(task.model.state_dict(), path, world)
     lacking = [name for name in report.missing + report.other_shape if name not in task.model.optional]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; it cannot be tested by this config.")
@@ -305,6 +320,19 @@ def _evaluate_only(setup: Setup) -> int:
         log.bad_files(list(met.values()), 0)
     log.end("finished")
     return _code(log, 0)
+
+
+def _weights_to_test(cfg: CfgNode, world: World) -> str:
+    """What is named, or the newest checkpoint in OUTPUT_DIR. Raises UserError where there is none."""
+    if cfg.TEST.CHECKPOINT_FILE_PATH:
+        return cfg.TEST.CHECKPOINT_FILE_PATH
+    folder = Path(cfg.OUTPUT_DIR) / "checkpoints"
+    newest = world.from_main(newest_checkpoint(folder) if world.is_main else None)
+    if newest is None:
+        raise UserError(
+            "TEST.CHECKPOINT_FILE_PATH is empty and OUTPUT_DIR has no checkpoints; name the weights to test."
+        )
+    return str(folder / newest.name)
 
 
 def _code(log: RunLog, code: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -22,9 +23,11 @@ from mfm_core.checkpoint.resume import (
 from mfm_core.checkpoint.same_run import compare_runs, held, start_digest
 from mfm_core.checkpoint.state import TrainState
 from mfm_core.config import RunPlan
+from mfm_core.engine.alike import require_same_weights
 from mfm_core.errors import UserError
 from mfm_core.interfaces import Task
 from mfm_core.mirror import Mirror
+from mfm_core.parallel.agree import together
 from mfm_core.parallel.world import World
 
 
@@ -66,6 +69,7 @@ def begin(setup: Setup, state: TrainState) -> Restored:
     if path and not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
         content = read_state(path, state.strategy.world)
         if is_training_state(content, plan):
+            require_same_weights(content.get("files") or content["model_state"], path, setup.world)
             restore(content, state, plan, cfg.RNG_SEED, path)
             return _continued(setup, state, content, path, WEIGHTS_ONLY)
     state.held = _training_files(setup)
@@ -77,7 +81,8 @@ def begin(setup: Setup, state: TrainState) -> Restored:
             "there; choose another OUTPUT_DIR."
         )
     whole = state.strategy.whole(state.model)
-    report = init_from(whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH, cfg=cfg)
+    report = together(partial(init_from, whole, path, cfg.TRAIN.CHECKPOINT_MIN_MATCH, cfg=cfg), setup.world)
+    require_same_weights(whole.state_dict(), path, setup.world)
     for model in (state.model, state.average) if state.average is not None else (state.model,):
         state.strategy.load_model(model, whole.state_dict())
     if setup.world.is_main:

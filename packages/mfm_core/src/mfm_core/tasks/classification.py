@@ -15,7 +15,7 @@ from mfm_core.engine.precision import autocast_factory
 from mfm_core.errors import UserError
 from mfm_core.interfaces import BadFile, Batch
 from mfm_core.parallel.world import World
-from mfm_core.tasks.datasets import DataSet, remarks
+from mfm_core.tasks.datasets import DataSet, Listing, remarks
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.shown import Drawn
 
@@ -53,6 +53,15 @@ class ClassificationTask:
             check_classes(cfg, len(classes))
             self.val_loader = self.loader(modality.eval_set(cfg, "val", classes))
             self.warnings += remarks(self.train_set, self.val_loader.dataset)
+
+    def listings(self) -> dict[str, Listing]:
+        """Those of training, validation and the modality's own test, as far as there are any."""
+        sets = {
+            "training": self.train_set,
+            "validation": self.val_loader.dataset if self.val_loader is not None else None,
+        }
+        found = {name: dataset.listing for name, dataset in sets.items() if dataset is not None}
+        return {**found, "test": self.test_listing} if self.test_listing is not None else found
 
     def eval_loaders(self) -> list[Loader | PastLoader]:
         """The validation files', and what else was looked at."""

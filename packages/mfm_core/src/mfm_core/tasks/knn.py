@@ -54,6 +54,10 @@ class KnnTask:
         self.summary_input = modality.example_input(cfg, self.model.backbone.grid)
         self.warnings = remarks(neighbours, queries)
 
+    def listings(self) -> dict[str, Listing]:
+        """Both sets'."""
+        return {"training": self.loaders["train"].dataset.listing, "validation": self.loaders["val"].dataset.listing}
+
     def eval_loaders(self) -> list[Loader]:
         """Both sets'."""
         return list(self.loaders.values())

@@ -85,6 +85,11 @@ class Monitor:
             held_out=held_out,
         )
 
+    def listings(self) -> dict[str, Listing]:
+        """Of the validation files, where it looks at such: all of them, or the fixed ones."""
+        loader = self.query_loader if self.query_loader is not None else self.fixed_loader
+        return {"validation": loader.dataset.listing} if self.held_out else {}
+
     @torch.inference_mode()
     def health(self, model: Pretraining) -> dict[str, float]:
         """val_loss under the fixed masks; feature_std and feature_rank of the unmasked inputs' features."""

@@ -15,6 +15,7 @@ from mfm_core.interfaces import Batch
 from mfm_core.methods.parts import masks_from_cfg
 from mfm_core.objective import Pretraining
 from mfm_core.parallel.world import World
+from mfm_core.tasks.datasets import Listing
 from mfm_core.tasks.modality import Modality
 from mfm_core.tasks.monitor import Monitor
 from mfm_core.tasks.periods import is_due
@@ -74,6 +75,10 @@ class PretrainTask:
     def _compares(self, epoch: int, last: bool) -> bool:
         """Whether k-NN is due and possible."""
         return self.monitor.query_loader is not None and is_due(epoch, self.cfg.KNN.PERIOD, last)
+
+    def listings(self) -> dict[str, Listing]:
+        """Those of training, and of what the monitor looks at."""
+        return {"training": self.train_set.listing, **self.monitor.listings()}
 
     def eval_loaders(self) -> list[Loader]:
         """The monitor's."""
