@@ -194,6 +194,21 @@ def test_checkpoints(two, photo_folder, tmp_path):
     assert "checkpoint_epoch_00001.pyth (step 3 of 6)" in said
 
 
+def looks_earlier(rank: int) -> None:
+    """Machine 1 has looked before the newest checkpoint was saved."""
+    newest = run.newest_checkpoint
+    run.newest_checkpoint = lambda folder: folder / "checkpoint_epoch_00001.pyth" if rank else newest(folder)
+
+
+def test_the_newest_is_the_same_for_all(two, photo_folder, tmp_path):
+    """A test in the folder of a run that goes on."""
+    epochs = [*SHORT, "SOLVER.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_PERIOD", "1"]
+    assert main(tiny_config("pretrain", photo_folder, tmp_path / "run", *epochs)) == 0
+    test = tiny_config("pretrain", photo_folder, tmp_path / "run", *epochs, "TRAIN.ENABLE", "False")
+    code, said = two(test, test, looks_earlier, all_end=True)
+    assert code == 0 and "checkpoint_epoch_00002.pyth" in said, said
+
+
 @pytest.mark.parametrize("use", ["begin", "continue", "test"])
 def test_other_weights_at_the_same_place(use, two, photo_folder, tmp_path):
     for name, seed in (("one", "1"), ("other", "2")):
