@@ -112,7 +112,8 @@ def let_main_speak(seconds: float = 10.0) -> None:
     Mostly all fail for the same reason, or the others because the main one left; then whoever started them stops
     them before they repeat it. Only the one that fails alone gets to speak.
     """
-    if int(os.environ.get("RANK", "0")):
+    rank = os.environ.get("RANK", "0")  # which may be what is wrong
+    if rank.isdecimal() and int(rank):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(seconds)
 
