@@ -86,6 +86,8 @@ def main(arguments: list[str]) -> int:
             return 0 if healthy else 1
         if options.slurm or options.dry_run:
             return describe_or_submit(cfg, entry, options)
+        if signals.asked():
+            return signals.EXIT_AGAIN
         if "RANK" in os.environ:  # torchrun has counted
             return entry.main(cfg)
         validate(cfg)  # here, and not in every process

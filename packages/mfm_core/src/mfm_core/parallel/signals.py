@@ -21,9 +21,8 @@ _asked = False
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Inside, `SIGNALS` set a flag instead of ending the process."""
+    """Inside, `SIGNALS` set a flag instead of ending the process; one that should have ended it before has set it."""
     global _asked
-    _asked = False
     previous = {number: signal.signal(number, _ask) for number in SIGNALS}
     try:
         yield
@@ -40,6 +39,8 @@ def leave_until_listening() -> None:
 
 
 def _leave(signum: int, frame: object) -> None:
+    global _asked
+    _asked = True  # some module that is being imported may catch what comes now
     sys.exit(EXIT_AGAIN)
 
 
