@@ -47,9 +47,13 @@ def files(*patterns: str) -> list[Path]:
     return found
 
 
-def each(kind: str, *patterns: str) -> Callable:
-    """Parametrises a test by every golden case `folder` of a kind and the `path` of every recipe that it is for."""
-    pairs = [(folder, path) for folder in cases(kind) for path in files(*patterns)]
+def each(*words: str) -> Callable:
+    """Parametrises a test by every golden case `folder` of a kind and the `path` of every recipe that it is for.
+
+    words: a kind, the pattern of its recipes, and perhaps another kind and pattern.
+    """
+    kinds = zip(words[::2], words[1::2], strict=True)
+    pairs = [(folder, path) for kind, pattern in kinds for folder in cases(kind) for path in files(pattern)]
     ids = [f"{folder.name}-{path.stem}" for folder, path in pairs]
     return pytest.mark.parametrize(("folder", "path"), pairs, ids=ids)
 

@@ -93,17 +93,19 @@ def test_the_other_processes_do_not_give_up_while_the_main_one_waits(holder, tmp
     assert "Waiting up to 1 s" in capfd.readouterr().err
 
 
-def test_a_file_system_without_locks_has_none(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capfd):
     def refuse(*_):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(one_writer.fcntl, "lockf", refuse)
     with only_writer(tmp_path, World(), 60.0):
         pass
+    assert "cannot be locked (No locks available)" in capfd.readouterr().err
     (tmp_path / NAME).unlink()
     (tmp_path / NAME).mkdir()
     with only_writer(tmp_path, World(), 60.0):
         pass
+    assert "cannot be locked (Is a directory)" in capfd.readouterr().err
 
 
 def test_a_full_disk_takes_no_text(tmp_path):

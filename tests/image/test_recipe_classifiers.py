@@ -85,14 +85,8 @@ def test_mae_finetuning(folder, path):
     check_classifier(folder, path, other(folder, "classify_gap", "pretrain"), config, HEAD, fixed=False)
 
 
-@each("mae_priv/finetune_gap", PRIV_GAP_FT)
+@each("mae_priv/finetune_gap", PRIV_GAP_FT, "mae_priv/finetune_cls", PRIV_CLS_FT)
 def test_mae_priv_finetuning(folder, path):
-    config = load_case(folder)[0]["config"]
-    check_classifier(folder, path, other(folder, "finetune", "pretrain"), config, HEAD, fixed=True)
-
-
-@each("mae_priv/finetune_cls", PRIV_CLS_FT)
-def test_mae_priv_finetuning_from_the_class_token(folder, path):
     config = load_case(folder)[0]["config"]
     check_classifier(folder, path, other(folder, "finetune", "pretrain"), config, HEAD, fixed=True)
 
@@ -175,7 +169,8 @@ def test_mff_probe(folder, path):
     assert model.head.batch_norm.eps == 1e-6
 
 
-def check_priv_features(folder, path):
+@each("mae_priv/finetune_gap", PRIV_GAP_PROBES, "mae_priv/finetune_cls", PRIV_CLS_PROBES)
+def test_mae_priv_probe(folder, path):
     """The pooled tokens without a norm: what the case's norm then makes of them is known."""
     case, io = load_case(folder)
     config = case["config"]
@@ -192,13 +187,3 @@ def check_priv_features(folder, path):
     normed = F.layer_norm(features, (config["embed_dim"],), weights["fc_norm.weight"], weights["fc_norm.bias"], 1e-6)
     torch.testing.assert_close(normed, io["out_features"], **close(case))
     assert task_of(cfg) == ("knn" if path.stem.endswith("_knn") else "probe")
-
-
-@each("mae_priv/finetune_gap", PRIV_GAP_PROBES)
-def test_mae_priv_probe(folder, path):
-    check_priv_features(folder, path)
-
-
-@each("mae_priv/finetune_cls", PRIV_CLS_PROBES)
-def test_mae_priv_probe_of_the_class_token(folder, path):
-    check_priv_features(folder, path)

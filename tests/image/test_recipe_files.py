@@ -87,7 +87,8 @@ def test_mae_pretraining(folder, path):
         assert tokens - hidden_tokens(tokens, ratio, cfg.MASK.COUNT) == kept, (tokens, ratio)
 
 
-def check_priv_pretraining(folder, path):
+@each("mae_priv/pretrain_gap", PRIV_GAP_PT, "mae_priv/pretrain_cls", PRIV_CLS_PT)
+def test_mae_priv_pretraining(folder, path):
     case, io = load_case(folder)
     config = case["config"]
     sizes = sizes_of(config, "encoder_") | decoder_sizes(config)
@@ -98,16 +99,6 @@ def check_priv_pretraining(folder, path):
     check_loss(cfg, folder, io["in_image"], loss, tables)
     for tokens, ratio, masked, _ in case["mask_sizes"]:
         assert hidden_tokens(tokens, ratio, cfg.MASK.COUNT) == masked, (tokens, ratio)
-
-
-@each("mae_priv/pretrain_gap", PRIV_GAP_PT)
-def test_mae_priv_pretraining(folder, path):
-    check_priv_pretraining(folder, path)
-
-
-@each("mae_priv/pretrain_cls", PRIV_CLS_PT)
-def test_mae_priv_pretraining_with_a_class_token(folder, path):
-    check_priv_pretraining(folder, path)
 
 
 @each("mmpretrain/mff_pretrain", MFF_PT)

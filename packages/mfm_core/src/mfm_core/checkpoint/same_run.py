@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from mfm_core.checkpoint.folder import FACTS
 from mfm_core.config.load import flatten, stored_config, value_of
 from mfm_core.data.listing import PathTable
-from mfm_core.errors import UserError
+from mfm_core.errors import UserError, named
 from mfm_core.paths import is_remote, local_path
 
 START, DATA = "TRAIN.CHECKPOINT_FILE_PATH", "DATA.PATH_TO_DATA_DIR"
@@ -36,7 +36,6 @@ FREE = {
 FREE_SECTIONS = ("DIST",)
 LOOKS = ("TEST", "MONITOR", "KNN", "PICTURE")
 """Sections of what is only looked at: such a change is no other run, but comes too late once it has finished."""
-MOST_NAMED = 6
 
 
 def held(paths: PathTable, labels: Any) -> dict[str, str]:
@@ -72,12 +71,12 @@ def compare_runs(
     if "held" in content:
         others += _other_files(content["held"], began, cfg, training_files, str(path))
     if others and finished:
-        raise UserError(f"{path} is of a run that has finished with other values ({_listed(others)}); {remedy}.")
+        raise UserError(f"{path} is of a run that has finished with other values ({named(others)}); {remedy}.")
     warnings = []
     if others:
-        warnings.append(f"The run has begun with other values ({_listed(others)}). Where it shall not go on, {remedy}.")
+        warnings.append(f"The run has begun with other values ({named(others)}). Where it shall not go on, {remedy}.")
     if looks and finished:
-        warnings.append(f"The run has finished, and was looked at with other values ({_listed(looks)}).")
+        warnings.append(f"The run has finished, and was looked at with other values ({named(looks)}).")
     return warnings
 
 
@@ -100,11 +99,6 @@ def _named(key: str, began: CfgNode, cfg: CfgNode) -> str:
 
 def _shown(value: Any) -> str:
     return repr(value) if value == "" else str(value)
-
-
-def _listed(differences: list[str]) -> str:
-    more = [f"and {len(differences) - MOST_NAMED} more"] if len(differences) > MOST_NAMED else []
-    return "; ".join(differences[:MOST_NAMED] + more)
 
 
 def _other_files(

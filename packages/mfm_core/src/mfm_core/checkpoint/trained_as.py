@@ -10,17 +10,12 @@ from fvcore.common.config import CfgNode
 from mfm_core.checkpoint.state import FORMAT
 from mfm_core.config.load import stored_config, value_of
 from mfm_core.errors import UserError
-from mfm_core.nn.presets import size_from_cfg
-
-
-def _decoder_heads(cfg: CfgNode) -> int:
-    return cfg.MASK.DECODER_NUM_HEADS or max(1, cfg.MASK.DECODER_EMBED_DIM // 64)
-
+from mfm_core.nn.presets import decoder_heads_from_cfg, size_from_cfg
 
 UNSEEN: tuple[tuple[str, str, Callable[[CfgNode], Any]], ...] = (
     ("backbone.blocks.", "MVIT.NUM_HEADS", lambda cfg: size_from_cfg(cfg)[2]),
     (".attn.pool_", "MVIT.RESIDUAL_POOLING", lambda cfg: cfg.MVIT.RESIDUAL_POOLING),
-    ("head.blocks.", "MASK.DECODER_NUM_HEADS", _decoder_heads),
+    ("head.blocks.", "MASK.DECODER_NUM_HEADS", decoder_heads_from_cfg),
 )
 """What is in the names of the tensors that a key is about; the key; what it comes to. Without it they compute another
 function, of the same shapes."""

@@ -8,11 +8,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from mfm_core.errors import UserError
+from mfm_core.parallel.agree import together
 from mfm_core.parallel.world import World, is_elastic
 
 NAME = ".lock"
@@ -29,51 +30,41 @@ def only_writer(folder: Path, world: World, timeout_s: float) -> Iterator[None]:
     """Holds `folder` for this run, on the main process; all processes call.
 
     The lock is the system's (a POSIX record lock), which ends with the process however that ends, and which forked
-    loader workers do not inherit: none is ever left behind. Where the file system has no locks there is none.
-    timeout_s: after which the other processes give up waiting for this one.
+    loader workers do not inherit: none is ever left behind. Where the file system has no locks that is said, and the
+    run goes on. timeout_s: after which the other processes give up waiting for this one.
     Raises UserError on all where another run holds it, after some patience.
     """
-    file, problem = _held(folder, timeout_s / 2) if world.is_main else (None, None)
-    try:
-        problem = world.from_main(problem)
-        if problem is not None:
-            raise UserError(problem)
+    with ExitStack() as held:
+        together(lambda: _hold(folder, timeout_s / 2, held) if world.is_main else None, world)
         yield
-    finally:
-        if file is not None:
-            file.close()
 
 
-def _held(folder: Path, most_s: float) -> tuple[BinaryIO | None, str | None]:
-    """The open file that holds the lock, or None where there are no locks; and what is wrong, if anything is."""
+def _hold(folder: Path, most_s: float, held: ExitStack) -> None:
+    """Takes the lock until `held` is left. Raises UserError where another run keeps it."""
     try:
-        file = (folder / NAME).open("a+b", buffering=0)
-    except OSError:
-        return None, None
-    problem = None if _taken(file) else _wait(file, folder, most_s)
-    if problem is not None:
-        file.close()
-        return None, problem
+        file = held.enter_context((folder / NAME).open("a+b", buffering=0))
+        if not _taken(file):
+            _wait(file, folder, most_s)
+    except OSError as error:  # of file systems without locks, or another user's file
+        _say(f"warning: {folder / NAME} cannot be locked ({error.strerror}): nothing keeps a second run away.")
+        return
     own = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
     with suppress(OSError):  # a full disk: the lock holds without its text
         file.truncate(0)
         file.write(own.encode())
-    return file, None
 
 
 def _taken(file: BinaryIO) -> bool:
-    """False where another process holds the lock; True, too, where the file system knows no locks."""
+    """False where another process holds the lock. Raises OSError where there are no locks."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    except (BlockingIOError, PermissionError):  # POSIX lets systems choose
         return False
-    except OSError:
-        pass
     return True
 
 
-def _wait(file: BinaryIO, folder: Path, most_s: float) -> str | None:
-    """Waits for whoever holds the lock; None where this run may go on, else what to tell the user."""
+def _wait(file: BinaryIO, folder: Path, most_s: float) -> None:
+    """Returns when this run may go on. Raises UserError, saying who holds the lock, where it may not."""
     file.seek(0)
     holder = " ".join(file.read().decode(errors="replace").split()) or "it does not say which"
     is_far = f" on {socket.gethostname()} " not in holder
@@ -83,11 +74,11 @@ def _wait(file: BinaryIO, folder: Path, most_s: float) -> str | None:
     while time.monotonic() < end:
         time.sleep(0.2)
         if _taken(file):
-            return None
+            return
     if is_far and _size_of_log(folder) == logged:  # a machine that died may keep a lock for good
         _say(f"warning: the run in {folder} has written nothing for {patience:.0f} s ({holder}); this one goes on.")
-        return None
-    return f"Another run writes to OUTPUT_DIR {folder} ({holder}); stop it, or choose another folder."
+        return
+    raise UserError(f"Another run writes to OUTPUT_DIR {folder} ({holder}); stop it, or choose another folder.")
 
 
 def _size_of_log(folder: Path) -> int:

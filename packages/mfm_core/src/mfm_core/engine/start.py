@@ -93,15 +93,8 @@ def begin(setup: Setup, state: TrainState) -> Restored:
 def _continued(setup: Setup, state: TrainState, content: dict, path: Path | str, remedy: str) -> Restored:
     """What to say where `state` is that of `content`. Raises UserError, on all processes, where it must not be."""
     files, step, total = _training_files(setup), state.step, setup.plan.total_steps
-    warnings, problem = [], None
-    try:
-        if setup.world.is_main:
-            warnings = compare_runs(content, setup.cfg, files, step >= total, path, remedy)
-    except UserError as error:
-        problem = str(error)
-    problem = setup.world.from_main(problem)
-    if problem is not None:
-        raise UserError(problem)
+    compare = partial(compare_runs, content, setup.cfg, files, step >= total, path, remedy)
+    warnings = together(compare if setup.world.is_main else list, setup.world)
     state.held = {**state.held, **files}
     return Restored([f"continuing from {path} (step {step} of {total})"], warnings, Path(path))
 
@@ -122,16 +115,18 @@ def clear_away(cfg: CfgNode, world: World, folder: Path, continued: Path | None)
     """Where the run does not continue what is in its folder, moves that away, once all processes have read from it."""
     if continued and cfg.TRAIN.AUTO_RESUME:
         return []
-    moved, problem = [], None
+    moved = together(partial(_clear, folder, continued) if world.is_main else dict, world)
+    return [f"begins anew: the {what} of the run before lie in {place}" for what, place in moved.items() if place]
+
+
+def _clear(folder: Path, continued: Path | None) -> dict[str, Path | None]:
+    """Where what lay there is now, None where nothing did. Raises UserError where it cannot be moved."""
+    shown = [] if continued else sorted((folder / "pictures").glob("*.*"))
     try:
-        if world.is_main:
-            moved = [("checkpoints", set_aside(folder / "checkpoints", continued))]
-            shown = [] if continued else sorted((folder / "pictures").glob("*.*"))
-            moved.append(("pictures", move_aside(folder / "pictures", shown)))
+        return {
+            "checkpoints": set_aside(folder / "checkpoints", continued),
+            "pictures": move_aside(folder / "pictures", shown),
+        }
     except OSError as error:
         why = f"what an old run left in {folder} cannot be moved away ({error.strerror})"
-        problem = f"OUTPUT_DIR: {why}; choose another folder."
-    problem = world.from_main(problem)
-    if problem is not None:
-        raise UserError(problem)
-    return [f"begins anew: the {what} of the run before lie in {place}" for what, place in moved if place]
+        raise UserError(f"OUTPUT_DIR: {why}; choose another folder.") from None

@@ -21,6 +21,7 @@ from mfm_core.methods.parts import (
     target_from_cfg,
 )
 from mfm_core.nn.init import init_autoencoder, init_mae_priv, init_pyslowfast_decoder
+from mfm_core.nn.presets import decoder_heads_from_cfg
 from mfm_core.objective import MaskedAutoencoder
 
 
@@ -64,7 +65,7 @@ def autoencoder_from_cfg(
 def decoder_from_cfg(cfg: CfgNode, backbone: Backbone, target_dim: int) -> TransformerDecoder:
     """The decoder of MASK.DECODER_*. Raises UserError where its width cannot be divided over heads and positions."""
     width = cfg.MASK.DECODER_EMBED_DIM
-    heads = cfg.MASK.DECODER_NUM_HEADS or max(1, width // 64)
+    heads = decoder_heads_from_cfg(cfg)
     positions = _positions(cfg)
     multiple = {2: 4, 3: 16}[len(backbone.grid)] if positions == "sincos" else 1
     if width % heads or width % multiple:

@@ -59,6 +59,11 @@ def size_from_cfg(cfg: CfgNode) -> tuple[int, int, int]:
     return SIZES.get(cfg.MVIT.SIZE, (cfg.MVIT.EMBED_DIM, cfg.MVIT.DEPTH, cfg.MVIT.NUM_HEADS))
 
 
+def decoder_heads_from_cfg(cfg: CfgNode) -> int:
+    """Heads of a masked autoencoder's decoder: as many as named, or one for each 64 channels."""
+    return cfg.MASK.DECODER_NUM_HEADS or max(1, cfg.MASK.DECODER_EMBED_DIM // 64)
+
+
 def positions_from_cfg(cfg: CfgNode, width: int, axes: int) -> str:
     """The kind of positions, see `make_positions`. Raises UserError where the keys contradict each other."""
     if not cfg.MVIT.USE_ABS_POS:

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from mfm_core.errors import UserError
+from mfm_core.errors import MOST_NAMED, UserError, named
 from mfm_core.parallel.world import World
 
 T = TypeVar("T")
-MOST_NAMED = 6
-"""Differences, and values of each."""
 
 
 def together(action: Callable[[], T], world: World) -> T:
@@ -59,8 +57,7 @@ def require_alike(facts: dict[str, str], world: World, problem: str, remedy: str
     everyone = world.gather(facts)
     names = dict.fromkeys(name for own in everyone for name in own)
     differences = [_difference(name, everyone) for name in names if len({own.get(name) for own in everyone}) > 1]
-    more = [f"and {len(differences) - MOST_NAMED} more"] if len(differences) > MOST_NAMED else []
-    raise UserError(f"{problem} ({'; '.join(differences[:MOST_NAMED] + more)}); {remedy}.")
+    raise UserError(f"{problem} ({named(differences)}); {remedy}.")
 
 
 def counted(number: int, content: bytes) -> str:
